@@ -129,6 +129,10 @@ class Admission:
         request = queue.peek(now_fs)
         return self._kv.fits(request, self._input[request] + self._emitted_tokens[request])
 
+    def looks_up(self, now_fs: int) -> bool:
+        """Whether blocks may be looked up in the step that begins now, for somebody who waits."""
+        return self._queue.next_fs <= now_fs and len(self._running) < self._max_num_seqs
+
     @property
     def has_free_slot(self) -> bool:
         """Whether fewer requests decode than may run."""

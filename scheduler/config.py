@@ -57,8 +57,8 @@ class SchedulerSpec(BaseModel):
     )
     kv_tiers: tuple[KvTierSpec, ...] = Field(
         (),
-        description="memory below the prefix cache that keeps blocks too, of each replica, from the fastest down; in "
-        "pools, of those for prefill",
+        description="memory below the prefix cache that keeps blocks too, of each replica, but for a last one that is "
+        "shared, from the fastest down; in pools, of those for prefill",
     )
     kv_admission: Literal["prompt", "no_evict", "oracle"] = Field(
         "prompt",
@@ -165,6 +165,11 @@ class SchedulerSpec(BaseModel):
     def sheds(self) -> bool:
         """Whether requests that could be served may be rejected as they arrive."""
         return self.early_rejection or self.max_queued_requests is not None
+
+    @property
+    def shares_tier(self) -> bool:
+        """Whether replicas share the last tier below their prefix caches."""
+        return bool(self.kv_tiers) and self.kv_tiers[-1].shared
 
     @property
     def reserves(self) -> str | None:

@@ -91,6 +91,9 @@ class Engine(EngineCore):
         )
         self.costs = costs  # of steps from the next one on
         self._until_fs = FOREVER  # of `advance`
+        # From when on it must not look up what other replicas may still write (`TierTurns`), and whether it would have.
+        self.looks_before_fs = FOREVER
+        self.paused = False
         self._left: _Left | None = None
         self._span = log.span
         self._sessions = sessions
@@ -204,6 +207,7 @@ class Engine(EngineCore):
     def advance(self, until_fs: int = FOREVER, *, lazily: bool = False) -> int:
         """Run all steps that start before `until_fs`, or before somebody comes after an end here, who may come here.
 
+        Stop, `paused`, before a step from `looks_before_fs` on that may look blocks up.
         Lazily, stop before a span of decode steps that ends after `until_fs`: it then need not be cut in two, should a
         request arrive in the middle of it.
 
@@ -212,13 +216,16 @@ class Engine(EngineCore):
         """
         queue, decoding, running, kv = self.queue, self.decoding, self.running, self.kv
         loading = self.admission.loading
-        self._until_fs = until_fs
+        self._until_fs, self.paused, looks_before_fs = until_fs, False, self.looks_before_fs
         while self.clock < (until_fs := self._until_fs):
             next_fs = min(queue.next_fs, loading[0][0]) if loading else queue.next_fs
             if not running:
                 if next_fs >= until_fs:
                     return next_fs
                 self.clock = max(self.clock, next_fs)
+            if self.clock >= looks_before_fs and self.admission.looks_up(self.clock):
+                self.paused = True
+                return self.clock
             if self.clock >= self.costs.ends_fs:
                 self._log.use(costs := self.costs.at(self.clock))
                 self.costs = costs

@@ -11,14 +11,21 @@ from pimserve.scheduler.fleet import ReplicaEngine
 from pimserve.scheduler.router import make_router
 from pimserve.scheduler.router_books import RouterBooks
 from pimserve.scheduler.router_protocol import BlindRouter, CountRouter, ReplicaView, ViewRouter
+from pimserve.scheduler.tier_turns import TierTurns
 
 
 def check_shards(spec: SchedulerSpec, shards: int) -> None:
-    """Refuse shards whose router looks at all replicas at each arrival.
+    """Refuse shards whose router looks at all replicas at each arrival, or whose replicas share a tier.
 
     Raises:
-        InputError: there are several, and it does.
+        InputError: there are several, and it does, or they do.
     """
+    if shards > 1 and spec.shares_tier:
+        raise InputError(
+            "scheduler.kv_tiers",
+            f"{spec.kv_tiers[-1].name} is shared by replicas, which look at it in order of time, for which they must "
+            f"be in one shard (got {shards}); set --shards 1, or give each a tier of its own (shared: false)",
+        )
     if shards > 1 and not spec.report_interval_s and not isinstance(make_router(spec.router), BlindRouter):
         raise InputError(
             "scheduler.report_interval_s",
@@ -35,6 +42,7 @@ class ExactRouting:
         quiet_fs: of each, a time before which no request leaves; kept so.
         outstanding: of each, how many requests have not left; likewise.
         books: of the router.
+        turns: of those that share a tier; None: none do.
     """
 
     def __init__(
@@ -43,8 +51,10 @@ class ExactRouting:
         quiet_fs: list[int],
         outstanding: list[int],
         books: RouterBooks,
+        turns: TierTurns | None,
     ) -> None:
         self._engines = engines
+        self._turns = turns
         self._quiet_fs = quiet_fs
         self._outstanding = outstanding
         self._books = books
@@ -55,12 +65,19 @@ class ExactRouting:
         assert not isinstance(router, BlindRouter)
         return self._by_views(router, targets) if isinstance(router, ViewRouter) else self._by_counts(router, targets)
 
+    def _take_turns(self, now_fs: int) -> None:
+        """Those that share a tier are advanced together, to the very time."""
+        if self._turns is not None:
+            self._turns.advance(now_fs)
+            self._outstanding[:] = [engine.outstanding(now_fs) for engine in self._engines]
+
     def _by_counts(self, router: CountRouter, targets: Sequence[int]) -> Callable[[int, int], int]:
         """Engines are advanced lazily, and only if somebody may have left."""
         engines, quiet, outstanding = tuple(enumerate(self._engines)), self._quiet_fs, self._outstanding
         pick, whole, chose = router.pick, len(targets) == len(outstanding), self._books.chose
 
         def choose(_: int, now_fs: int) -> int:
+            self._take_turns(now_fs)
             for index, engine in engines:
                 if quiet[index] <= now_fs:
                     quiet[index] = engine.advance(now_fs, lazily=True)  # pragma: no mutate (only rows are shorter)
@@ -77,6 +94,7 @@ class ExactRouting:
 
         def choose(request: int, now_fs: int) -> int:
             views = []
+            self._take_turns(now_fs)
             for index in targets:
                 engine = engines[index]
                 if engine.clock < now_fs:

@@ -27,6 +27,7 @@ from pimserve.scheduler.prefix_cache import PrefixKvCache
 from pimserve.scheduler.queue_classes import QueueClass
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.sessions import Sessions
+from pimserve.scheduler.shared_kv_tier import SharedKvTier
 from pimserve.scheduler.shedding_engine import SheddingEngine
 from pimserve.scheduler.steplog import StepLog
 from pimserve.scheduler.swap_space import SwapSpace
@@ -138,20 +139,31 @@ class Pool:
         blocks = int(spec.swap_space_gb * 1e9 // size)
         return SwapSpace(blocks, max(1, round(size * FS_PER_S / (spec.swap_gb_per_s * 1e9))))
 
-    def kv_cache(self, spec: SchedulerSpec, most_tokens: int) -> KvCache:
+    def shared_tier(self, spec: SchedulerSpec) -> SharedKvTier | None:
+        """The empty tier that the prefix caches of its replicas share, if these settings have any."""
+        if self.name == DECODE or not spec.shares_tier:
+            return None
+        return SharedKvTier(spec.kv_tiers[-1], self.kv_bytes_per_token * spec.block_size, self.kv_groups)
+
+    def kv_cache(
+        self, spec: SchedulerSpec, most_tokens: int, shared: SharedKvTier | None = None, replica: int = 0
+    ) -> KvCache:
         """The empty KV cache of an engine core, of one for prefill without reserves, as nothing grows there.
 
         Args:
             spec: scheduler settings.
             most_tokens: that a request may have.
+            shared: the tier that it shares with the caches of other replicas; None: with none.
+            replica: number of its replica.
         """
         size = spec.block_size
         make: Callable[..., KvCache]
         if spec.enable_prefix_caching:
             below = spec.kv_tiers if self.name != DECODE else ()  # who decodes is sent what it has not computed
+            of_block = self.kv_bytes_per_token * size, size, self.kv_groups
             make = partial(
                 WindowedPrefixKvCache if self.kv_groups.windowed else PrefixKvCache,
-                tiers=KvTiers(below, self.kv_bytes_per_token * size, size, self.kv_groups) if below else None,
+                tiers=KvTiers(below, *of_block, shared=shared, replica=replica) if below else None,
                 drop_last_hit=spec.speculative is not None and spec.speculative.drops_last_hit,
             )
         else:
@@ -247,17 +259,19 @@ class Fleet:
     ) -> list[tuple[Pool, ReplicaEngine, StepLog]]:
         """Fresh engines of these replicas, their pools and logs."""
         made: list[tuple[Pool, ReplicaEngine, StepLog]] = []
+        shared = self.pools[0].shared_tier(self.spec)
         for replica in replicas:
             pool = next(pool for pool in self.pools if replica in pool.numbers)
             alike = next((engine.costs for other, engine, _ in made if other.name == pool.name), None)
             costs = (alike or pool.costs(self.routing, self.seed)).of_replica(replica)
-            made.append((pool, *self._engine(pool, costs, table, on_rows, rows_per_flush, sessions)))
+            made.append((pool, *self._engine(pool, costs, shared, table, on_rows, rows_per_flush, sessions)))
         return made
 
     def _engine(
         self,
         pool: Pool,
         costs: ReplicaCosts,
+        shared: SharedKvTier | None,
         table: RequestTable,
         on_rows: RowSink | None,
         rows_per_flush: int | None,
@@ -282,7 +296,7 @@ class Fleet:
             shedding = LoadShedding(self.spec, self.classes, pool.plan.frontend_ps * FS_PER_PS)
             make = partial(_shedding_engine, shedding=shedding)
         engine = make(
-            [pool.kv_cache(self.spec, self.most_tokens) for _ in range(pool.plan.engine_cores)],
+            [pool.kv_cache(self.spec, self.most_tokens, shared, replica) for _ in range(pool.plan.engine_cores)],
             costs=costs,
             spec=self.spec,
             table=table,

@@ -13,7 +13,7 @@ DEVICE = "device"  # what the tier above all of them is called
 
 
 class KvTierSpec(BaseModel):
-    """Memory that keeps KV blocks of each replica: a host's, a disk, a remote store.
+    """Memory that keeps KV blocks: a host's, a disk, a remote store; of each replica, or of all together.
 
     `write`: "through" writes a block when it is computed (vLLM's OffloadingConnector, LMCache), "back" when it is
     forgotten in the tier above (SGLang HiCache has both).
@@ -22,6 +22,12 @@ class KvTierSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = Field(description="such as host, disk or remote")
+    shared: bool = Field(
+        False,
+        description="one for all replicas, in pools for those for prefill, which find what any of them wrote (Mooncake "
+        "Store, a remote backend of LMCache); capacity_gb and gb_per_s are then of all together. The last tier only, "
+        "and with all replicas in one shard",
+    )
     capacity_gb: ReservedGigabytes | None = Field(
         None, description="GB for KV blocks of a replica, all its devices together; default: endless"
     )
@@ -50,5 +56,7 @@ def check_tiers(tiers: Sequence[KvTierSpec], *, cached: bool) -> None:
     if tiers and not cached:
         raise ValueError("kv_tiers need enable_prefix_caching: true; without it, no block is found again")
     names = [tier.name for tier in tiers]
+    if above := [tier.name for tier in tiers[:-1] if tier.shared]:
+        raise ValueError(f"kv_tiers: only the last one may be shared; put {above[0]} behind {names[-1]}")
     if len({DEVICE, *names}) <= len(names):
         raise ValueError(f"kv_tiers need names that differ from each other and from '{DEVICE}' (got {names})")

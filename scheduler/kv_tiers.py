@@ -12,182 +12,24 @@ ends of steps, and of steps in which requests that decode take blocks.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
-from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.device_models.plan import FS_PER_PS
+from pimserve.scheduler.kv_tier import KvTier, make_tier
 from pimserve.scheduler.kv_tier_spec import KvTierSpec
-
-_BYTES_PER_GB = 10**9
-
-
-@dataclass(slots=True)
-class TierFigures:
-    """What became of a tier: tokens that were found in it, blocks that came and went, and how long its link worked."""
-
-    hit_tokens: int = 0
-    read_blocks: int = 0
-    written_blocks: int = 0
-    evicted_blocks: int = 0
-    carried_fs: int = 0  # of all transfers that were asked for
+from pimserve.scheduler.shared_kv_tier import KvTierPart, SharedKvTier
 
 
-class KvTier:
-    """One tier of one replica.
+class _Levels:
+    """Some tiers of a replica, as what has blocks."""
 
-    Args:
-        spec: what it is like.
-        block_bytes: of one block, on all devices of the replica together.
-    """
+    def __init__(self, tiers: Sequence[KvTier]) -> None:
+        self._tiers = tiers
 
-    def __init__(self, spec: KvTierSpec, block_bytes: int) -> None:
-        self.spec = spec
-        self.block_bytes = block_bytes
-        capacity_bytes = None if spec.capacity_gb is None else round(spec.capacity_gb * _BYTES_PER_GB)
-        self.capacity = None if capacity_bytes is None else capacity_bytes // block_bytes  # blocks; None: endless
-        # A whole number for each block, so that it does not matter which blocks are one transfer.
-        bytes_per_s = None if spec.gb_per_s is None else round(spec.gb_per_s * _BYTES_PER_GB)
-        self._block_fs = 0 if bytes_per_s is None else -(-block_bytes * FS_PER_S // bytes_per_s)
-        self._latency_fs = round(spec.latency_us * FS_PER_S / 10**6)
-        self.figures = TierFigures()
-        self.blocks: OrderedDict[int, None] = OrderedDict()  # ids, the one used least recently first
-        self.free_fs = 0  # from when on its link is free
-        # What became of ids of full groups, as `PrefixKvCache.take_events` has it; None: nobody wants to know.
-        self.events: list[int] | None = None
-
-    @property
-    def kept(self) -> int:
-        """Blocks that it holds."""
-        return len(self.blocks)
-
-    def clear(self, now_fs: int) -> None:
-        """Lose everything, also what is on its way; figures stay."""
-        self.figures.carried_fs = self.busy_fs(now_fs)
-        self.figures.evicted_blocks += self.kept
-        if self.events is not None:
-            self.events += [-1 - block for block in self.blocks if block >= 0]
-        self.free_fs = 0
-        self.blocks.clear()
-
-    def read(self, blocks: Sequence[int], now_fs: int) -> int:
-        """These are wanted on the device; returns when they are there, fs."""
-        count = self._count(blocks)
-        self.figures.read_blocks += count
-        return self._carry(count, now_fs) + self._latency_fs
-
-    def write(self, blocks: Sequence[int], now_fs: int) -> list[int]:
-        """Take blocks one by one, where they are not here yet; returns those that go for them."""
-        here, most, events = self.blocks, 2**62 if self.capacity is None else self.capacity, self.events
-        new, forgotten = 0, []
-        for block in blocks:
-            if block not in here:
-                here[block] = None
-                new += 1
-                if events is not None and block >= 0:
-                    events.append(block)
-                if len(here) > most:
-                    forgotten.append(here.popitem(last=False)[0])
-                    if events is not None and forgotten[-1] >= 0:
-                        events.append(-1 - forgotten[-1])
-        if new:
-            self._carry(new, now_fs)
-            self.figures.written_blocks += new
-            self.figures.evicted_blocks += len(forgotten)
-        return forgotten
-
-    def busy_fs(self, now_fs: int) -> int:
-        """How long its link has worked by now; what it has still to do is done without a break."""
-        return self.figures.carried_fs - max(0, self.free_fs - now_fs)
-
-    def use(self, blocks: Sequence[int]) -> None:
-        """Blocks were used, the last one most recently."""
-        here = self.blocks
-        for block in blocks:
-            if block in here:
-                here.move_to_end(block)
-
-    def state(self) -> dict[str, Any]:
-        """What it keeps, as JSON can hold it."""
-        figures = asdict(self.figures)
-        return {"blocks": list(self.blocks), "free_fs": self.free_fs, "figures": figures, "events": self.events}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
-        self.blocks = OrderedDict.fromkeys(state["blocks"])
-        self.free_fs = state["free_fs"]
-        self.figures = TierFigures(**state["figures"])
-        self.events = state["events"]
-
-    def _count(self, blocks: Collection[int]) -> int:
-        """Blocks under these ids."""
-        return len(blocks)
-
-    def _carry(self, blocks: int, now_fs: int) -> int:
-        """Give the link so many blocks; returns when it is free again."""
-        lasts_fs = blocks * self._block_fs
-        self.figures.carried_fs += lasts_fs
-        self.free_fs = max(now_fs, self.free_fs) + lasts_fs
-        return self.free_fs
-
-
-class GroupedKvTier(KvTier):
-    """One tier that has a block of each group of layers of its kind under an id.
-
-    Args:
-        spec, block_bytes: as in `KvTier`.
-        groups: how many there are of either kind.
-    """
-
-    def __init__(self, spec: KvTierSpec, block_bytes: int, groups: KvGroups) -> None:
-        super().__init__(spec, block_bytes)
-        self._groups = groups
-        self._kept = 0
-
-    @property
-    def kept(self) -> int:
-        """Blocks that it holds."""
-        return self._kept
-
-    def clear(self, now_fs: int) -> None:
-        """Lose everything, also what is on its way; figures stay."""
-        super().clear(now_fs)
-        self._kept = 0
-
-    def write(self, blocks: Sequence[int], now_fs: int) -> list[int]:
-        """Take what ids stand for, one by one, where it is not here yet; returns the ids that go for it."""
-        new: list[int] = []
-        forgotten: list[int] = []
-        events = self.events
-        for block in blocks:
-            if block in self.blocks:
-                continue
-            new.append(block)
-            self.blocks[block] = None
-            self._kept += self._count((block,))
-            if events is not None and block >= 0:
-                events.append(block)
-            while self.capacity is not None and self._kept > self.capacity:
-                forgotten.append(self.blocks.popitem(last=False)[0])
-                self._kept -= self._count(forgotten[-1:])
-                if events is not None and forgotten[-1] >= 0:
-                    events.append(-1 - forgotten[-1])
-        if new:
-            self._carry(count := self._count(new), now_fs)
-            self.figures.written_blocks += count
-            self.figures.evicted_blocks += self._count(forgotten)
-        return forgotten
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
-        super().restore(state)
-        self._kept = self._count(self.blocks)
-
-    def _count(self, blocks: Collection[int]) -> int:
-        windowed = sum(block < 0 for block in blocks)
-        return self._groups.full * (len(blocks) - windowed) + self._groups.windowed * windowed
+    def __contains__(self, block: int) -> bool:
+        return any(block in tier.blocks for tier in self._tiers)
 
 
 class KvTiers:
@@ -198,14 +40,28 @@ class KvTiers:
         block_bytes: of one block, on all devices of the replica together.
         block_size: tokens of a block.
         groups: of layers, that have blocks.
+        shared: the last of them, where other replicas have it too; None: of one that could be shared, it is all.
+        replica: its number, by which those that share a tier are told apart.
     """
 
     def __init__(
-        self, specs: Sequence[KvTierSpec], block_bytes: int, block_size: int, groups: KvGroups = NO_WINDOWS
+        self,
+        specs: Sequence[KvTierSpec],
+        block_bytes: int,
+        block_size: int,
+        groups: KvGroups = NO_WINDOWS,
+        *,
+        shared: SharedKvTier | None = None,
+        replica: int = 0,
     ) -> None:
-        alike = groups.full == 1 and groups.windowed <= 1  # a block under each id
-        self.all = [KvTier(spec, block_bytes) if alike else GroupedKvTier(spec, block_bytes, groups) for spec in specs]
+        self.all = [make_tier(spec, block_bytes, groups) for spec in specs if not spec.shared]
+        self.part: KvTierPart | None = None  # in a tier that is shared
+        if specs and specs[-1].shared:
+            shared = shared or SharedKvTier(specs[-1], block_bytes, groups)
+            self.part = shared.part(replica)
+            self.all.append(self.part)
         self._tiers = [tier for tier in self.all if tier.capacity != 0]  # the others are as if they were not
+        self.own = _Levels([tier for tier in self._tiers if tier is not self.part])  # that no other replica has
         self.take_back = any(tier.spec.write == "back" for tier in self._tiers)
         self.now_fs = 0  # when what comes next happens
         self.ready_fs = 0  # when the blocks of the request that was admitted last are on the device
@@ -222,14 +78,14 @@ class KvTiers:
     def publish(self, *, wanted: bool) -> None:
         """Whether somebody wants to know what becomes of blocks, and of those that are here already."""
         for tier in self.all:
-            tier.events = [block for block in tier.blocks if block >= 0] if wanted else None
+            tier.publish(wanted=wanted)
 
     def take_events(self) -> list[list[int]]:
         """Of each tier, what became of blocks since (`PrefixKvCache.take_events`); nothing where nobody wants it."""
-        told = [tier.events for tier in self.all if tier.events is not None]
-        if told:
-            for tier in self.all:
-                tier.events = []
+        telling = [tier for tier in self.all if tier.events is not None]
+        told = [tier.events for tier in telling if tier.events is not None]
+        for tier in telling:
+            tier.events = []
         return told
 
     def clear(self) -> None:
@@ -238,6 +94,22 @@ class KvTiers:
             tier.clear(self.now_fs)
         self._coming.clear()
         self._computed.clear()
+
+    def look(self) -> None:
+        """Blocks will be looked up now: what other replicas have asked of a tier that is shared is done."""
+        if self.part is not None:
+            self.part.look(self.now_fs)
+
+    def found_alone(self, hit: Sequence[int], below: Sequence[int]) -> int:
+        """How many blocks of a prompt, the first ones, would be found if a tier that is shared had nothing.
+
+        Args:
+            hit: all that are found.
+            below: of these, those that are not on the device.
+        """
+        if self.part is None:
+            return len(hit)
+        return next((hit.index(block) for block in below if block not in self.own), len(hit))
 
     def admit(self, hit: Sequence[int], below: Sequence[int]) -> None:
         """A request takes over blocks, of which those `below` have to be read; `ready_fs` says when all are there."""
@@ -250,7 +122,7 @@ class KvTiers:
                 found[self._home(block)].append(block)
             for tier, blocks in zip(self._tiers, found, strict=True):
                 if blocks:
-                    tier.figures.hit_tokens += sum(block >= 0 for block in blocks) * self._size
+                    tier.found(sum(block >= 0 for block in blocks) * self._size)
                     there_fs = tier.read(blocks, now_fs)
                     coming.update(dict.fromkeys(blocks, there_fs))
                     ready_fs = max(ready_fs, there_fs)
@@ -312,7 +184,7 @@ class KvTiers:
 
     def _use(self, blocks: Sequence[int]) -> None:
         for tier in self._tiers:
-            tier.use(blocks)
+            tier.use(blocks, self.now_fs)
 
     def _through(self, blocks: Sequence[int]) -> None:
         """Write blocks to all tiers that are written through."""

@@ -107,7 +107,7 @@ class Lookahead:
         if not self._looks:
             return lambda _, __: self._deal(len(everywhere))
         books.session_of = self._sessions.session.item
-        return ExactRouting(self._engines, self._quiet_fs, self._outstanding, books).choice(everywhere)
+        return ExactRouting(self._engines, self._quiet_fs, self._outstanding, books, None).choice(everywhere)
 
     def _sent(self, index: int, request: int) -> None:
         """A request is under way on that engine."""

@@ -120,6 +120,8 @@ class PrefixKvCache(KvCache):
         """As `KvCache.admit`: the tokens that need no new blocks, and of a prompt not be computed, or -1."""
         self._take_growth()
         size, holders, free, tiers = self.block_size, self._holders, self._free, self.tiers
+        if tiers is not None:
+            tiers.look()
         hit: list[int] = []
         below: list[int] = []  # of these, blocks that come from the tiers
         idle = 0  # blocks that nobody holds
@@ -131,14 +133,18 @@ class PrefixKvCache(KvCache):
                     break
                 below.append(block)
             hit.append(block)
+        sure = len(hit) if tiers is None else tiers.found_alone(hit, below)
         if self._drop_last_hit and hit:
+            sure = max(sure - 1, 0)
             last = hit.pop()
             if last in free:
                 idle -= 1
             elif last not in holders:
                 below.pop()
         new = -(-(tokens + self._lookahead) // size) - len(hit) + len(below)
-        if new + idle > self.blocks - self.used:
+        # Room is asked for as if a tier that is shared had nothing, so that who fits hangs on no other replica.
+        spared = sum(block in holders for block in hit[sure:]) if sure < len(hit) else 0
+        if new + idle + spared > self.blocks - self.used:
             return -1
         if self._reserves is not None and not self._reserve_for(request, tokens, prompt=prompt):
             return -1

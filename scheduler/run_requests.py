@@ -185,6 +185,7 @@ def make_clients(
 
     `here`: all replicas are in one shard, in this process, always take requests, and nobody gives commands.
     """
+    here = here and not fleet.spec.shares_tier  # else replicas go on as their turns at it are, not as sessions have it
     if turns is not None:
         frontend_ps = fleet.pools[0].plan.frontend_ps
         if workload.max_active_sessions is not None:

@@ -20,6 +20,7 @@ from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.data_parallel import DataParallelEngine
 from pimserve.scheduler.departures import Move
+from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.exact_routing import ExactRouting
 from pimserve.scheduler.faults import Condition, Effect
 from pimserve.scheduler.fleet import DECODE, Fleet, ReplicaEngine, RowSink
@@ -29,7 +30,9 @@ from pimserve.scheduler.requests import FOREVER, RequestTable
 from pimserve.scheduler.router_books import Decisions, RouterBooks
 from pimserve.scheduler.sessions import Sessions
 from pimserve.scheduler.shard_port import Order, Report
+from pimserve.scheduler.shared_kv_tier import SharedKvTier
 from pimserve.scheduler.steplog import StepLog
+from pimserve.scheduler.tier_turns import TierTurns
 
 
 class Shard:
@@ -68,6 +71,7 @@ class Shard:
         self._index = {replica: index for index, replica in enumerate(self.replicas)}
         self._quiet = [0] * len(made)  # before this time no request leaves
         self._outstanding = [0] * len(made)
+        self._share_tier()
         self._spec = fleet.spec
         self._decisions: Decisions = Counter()  # since the last report
         self._route_by(fleet.spec)
@@ -101,11 +105,14 @@ class Shard:
             self._changed(replica).revoke(request)
         changing = {condition.replica for condition in order.conditions}
         wanted = [index for index, pool in enumerate(self._pools) if order.pool is None or pool == order.pool]
+        if any(index in self._turns for index in wanted):
+            self._turns.advance(order.until_fs)
         for index in wanted:
             engine = self.engines[index]
             shown = order.exact or (order.shown and self._pools[index] != DECODE)
             lazily = not order.last and self.replicas[index] not in changing and not shown
             waits = lazily and self._quiet[index] > order.until_fs  # it would come to the same as in the last window
+            waits = waits or index in self._turns  # it is there
             if engine.clock < order.until_fs and not waits:
                 self._quiet[index] = engine.advance(order.until_fs, lazily=lazily)
             engine.arrive(order.until_fs)
@@ -113,6 +120,10 @@ class Shard:
                 engine.settle()
             if order.last or order.flush:
                 self.logs[index].flush()
+        if self._shared_tier is not None:
+            self._shared_tier.settle(order.until_fs)
+            if order.last:
+                self._shared_tier.end()
         here = [condition for condition in order.conditions if condition.replica in self._index]
         effects = tuple(self._change(condition, order.until_fs) for condition in here)
         return self._report(order, wanted, effects)
@@ -150,6 +161,11 @@ class Shard:
         found = {engine.costs.replica: core.kv.tiers for engine in self.engines for core in engine.cores}
         return {replica: tiers for replica, tiers in found.items() if tiers is not None}
 
+    def restore_shared_tier(self, state: dict[str, Any]) -> None:
+        """Let the tier that replicas share, if they do, be as in the state of such a shard."""
+        if self._shared_tier is not None:
+            self._shared_tier.restore(state["shared_tier"])
+
     def state(self) -> dict[str, Any]:
         """All that the shard has in hand, as JSON can hold it, but for the request table."""
         return {
@@ -160,6 +176,7 @@ class Shard:
             "outstanding": self._outstanding,
             "spec": self._spec.model_dump(mode="json"),
             "books": self._books.state(),
+            "shared_tier": None if self._shared_tier is None else self._shared_tier.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -170,12 +187,23 @@ class Shard:
             self._slow(index, slowdown)
         for engine, engine_state in zip(self.engines, state["engines"], strict=True):
             engine.restore(engine_state)
+        self.restore_shared_tier(state)
         for log, log_state in zip(self.logs, state["logs"], strict=True):
             log.restore(log_state)
         self._quiet[:] = state["quiet"]
         self._outstanding[:] = state["outstanding"]
         if self._lookahead is not None:
             self._lookahead.restore()
+
+    def _share_tier(self) -> None:
+        """Find the tier that replicas of this shard share, if they do, and who takes turns at it."""
+        self._shared_tier: SharedKvTier | None = None
+        sharing: list[tuple[int, Engine]] = []
+        for index, engine in enumerate(self.engines):  # of one group each, as no tiers go with several
+            if isinstance(engine, Engine) and (tiers := engine.kv.tiers) is not None and tiers.part is not None:
+                self._shared_tier = tiers.part.shared
+                sharing.append((index, engine))
+        self._turns = TierTurns(sharing, self._quiet)
 
     def _use(self, spec: SchedulerSpec) -> None:
         if spec.router != self._spec.router:
@@ -201,7 +229,7 @@ class Shard:
         if order.targets is not None:
             targets = [self._index[replica] for replica in order.targets]
         self._books.session_of = dict(zip(order.requests.tolist(), order.sessions, strict=False)).get
-        choose = ExactRouting(engines, self._quiet, self._outstanding, self._books).choice(targets)
+        choose = ExactRouting(engines, self._quiet, self._outstanding, self._books, self._turns).choice(targets)
         for request, arrival_ps in zip(order.requests.tolist(), arrivals, strict=True):
             now = arrival_ps * FS_PER_PS
             move = moves.get(request) if moves else None

@@ -63,10 +63,13 @@ class SheddingEngine(Engine):
         """As `Engine.advance`; who comes until then is judged, at that very time too."""
         pending = self._pending
         while pending and pending[0][0] < until_fs:
-            super().advance(pending[0][0], lazily=True)
+            quiet_fs = super().advance(pending[0][0], lazily=True)
+            if self.paused:
+                return quiet_fs
             self._judge(*pending.popleft())
         quiet_fs = super().advance(until_fs, lazily=lazily)
-        self.arrive(until_fs + 1)
+        if not self.paused:
+            self.arrive(until_fs + 1)
         return min(quiet_fs, pending[0][0]) if pending else quiet_fs
 
     def arrive(self, before_fs: int) -> None:

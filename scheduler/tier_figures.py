@@ -9,7 +9,8 @@ import numpy as np
 
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.distributions import distribution
-from pimserve.scheduler.kv_tiers import KvTier, KvTiers
+from pimserve.scheduler.kv_tier import KvTier
+from pimserve.scheduler.kv_tiers import KvTiers
 from pimserve.scheduler.prefix_figures import PrefixFigures, together
 from pimserve.scheduler.tier_sections import KvTiersUse, KvTierUse
 from pimserve.scheduler.tier_states import queried_tokens
@@ -30,7 +31,10 @@ class ServedTiers:
     def of(replicas: Iterable[tuple[KvTiers, PrefixFigures]]) -> ServedTiers:
         """Those of these replicas, which are alike, with the figures of their caches."""
         everywhere, caches = zip(*replicas, strict=True)
-        levels = tuple(zip(*(tiers.all for tiers in everywhere), strict=True))
+        levels = tuple(
+            tuple(dict.fromkeys(tier.whole for tier in level))  # one that all share is there once
+            for level in zip(*(tiers.all for tiers in everywhere), strict=True)
+        )
         return ServedTiers(levels, tuple(wait for tiers in everywhere for wait in tiers.waits_ps), together(caches))
 
 

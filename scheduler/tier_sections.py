@@ -11,7 +11,7 @@ class KvTierUse(Section):
 
     name: str = text("as the scenario has it")
     write: str = text("through or back")
-    capacity_blocks: int | None = figure("blocks", "of KV cache that it holds, together; null: endless")
+    capacity_blocks: int | None = figure("blocks", "of KV cache that it holds, of all replicas together; null: endless")
     kept_blocks: int = figure("blocks", "that it held in the end")
     queried_tokens: int = figure("tokens", "looked up in it, as neither devices nor tiers above had them")
     hit_tokens: int = figure("tokens", "of prefix_cache.hit_tokens, those that were read from it")

@@ -13,7 +13,7 @@ from pimserve.scheduler.prefix_figures import PrefixFigures
 
 @dataclass(frozen=True, slots=True)
 class TierState:
-    """One tier; counts are of the run so far.
+    """One tier; counts are of the run so far, and of what the replica did, where others share it.
 
     Args:
         name: as the scenario has it.
@@ -22,8 +22,8 @@ class TierState:
         read_bytes: to the device, also what is on its way.
         written_bytes: to it, likewise.
         evicted_blocks: that were forgotten, as others needed them, or failed with the replica.
-        kept_blocks: that it holds.
-        capacity_blocks: that it has room for; None: endless.
+        kept_blocks: that it holds, all of it.
+        capacity_blocks: that it has room for, likewise; None: endless.
         link_busy_fs: how long its link has worked.
     """
 

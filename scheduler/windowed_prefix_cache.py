@@ -73,6 +73,8 @@ class WindowedPrefixKvCache(PrefixKvCache):
         self._take_growth()
         groups, size, holders, free = self.groups, self.block_size, self._holders, self._free
         ids, blocks = self._ids(request, 0, (tokens - 1) // size), -(-tokens // size)
+        if self.tiers is not None:
+            self.tiers.look()
         first, end = self._found(ids)
         if prompt:
             in_window = min(blocks - first, groups.window_blocks(size, self._chunk_tokens))
@@ -83,7 +85,7 @@ class WindowedPrefixKvCache(PrefixKvCache):
         idle = sum(block in free for block in hit)  # that nobody holds
         below = [] if self.tiers is None else [block for block in hit if block not in free and block not in holders]
         needed = groups.full * (blocks - end + len(below) + idle) + groups.windowed * in_window
-        if needed > self.blocks - self.used:
+        if needed + self._spared(ids, blocks, needed) > self.blocks - self.used:
             return -1
         if self._reserves is not None and not self._reserve_for(request, tokens, prompt=prompt):
             return -1
@@ -193,9 +195,26 @@ class WindowedPrefixKvCache(PrefixKvCache):
         self._evicted, self._turn = state["prefix_window_evicted"], state["prefix_turn"]
         self.falls.told = state["prefix_told"]
 
-    def _found(self, ids: list[int]) -> tuple[int, int]:
-        """Of blocks with these ids, where what is found ends, and where what it needs of windows begins."""
-        holders, free, owners, keys, below = self._holders, self._free, self._owners, self._keys, self.tiers
+    def _spared(self, ids: list[int], blocks: int, needed: int) -> int:
+        """Blocks that a prompt of so many needs less, as a tier that is shared has some; room is asked for as if not.
+
+        So who fits hangs on no other replica.
+        """
+        if self.tiers is None or self.tiers.part is None:
+            return 0
+        groups = self.groups
+        first, end = self._found(ids, alone=True)
+        held = sum(block in self._holders for block in ids[:end])
+        in_window = min(blocks - first, groups.window_blocks(self.block_size, self._chunk_tokens))
+        return groups.full * (blocks - held) + groups.windowed * in_window - needed
+
+    def _found(self, ids: list[int], *, alone: bool = False) -> tuple[int, int]:
+        """Of blocks with these ids, where what is found ends, and where what it needs of windows begins.
+
+        `alone`: if a tier that is shared had nothing.
+        """
+        holders, free, owners, keys = self._holders, self._free, self._owners, self._keys
+        below = self.tiers.own if alone and self.tiers is not None else self.tiers
         end = len(ids)
         for place, block in enumerate(ids):
             if block not in holders and block not in free and (below is None or block not in below):

@@ -25,14 +25,19 @@ TIER_FAMILIES: tuple[Family, ...] = (
         "Blocks that the tier has forgotten, as others needed them, or failed with their replica.",
         TIER,
     ),
-    Family("pimserve_kv_tier_blocks", "gauge", "Blocks that the tier holds.", TIER),
+    Family("pimserve_kv_tier_blocks", "gauge", "Blocks that the tier holds; of a shared one, all of it.", TIER),
     Family(
         "pimserve_kv_tier_usage_ratio",
         "gauge",
-        "Blocks that the tier holds over those that it has room for; absent where that is endless.",
+        "Blocks that the tier holds over those that it has room for; of a shared one, all of it; absent where endless.",
         TIER,
     ),
-    Family("pimserve_kv_tier_link_busy_seconds_total", "counter", "Time in which the tier's link worked.", TIER),
+    Family(
+        "pimserve_kv_tier_link_busy_seconds_total",
+        "counter",
+        "Time in which the tier's link worked, for the replica.",
+        TIER,
+    ),
     Family(
         "pimserve_kv_load_waits_total",
         "counter",

@@ -100,9 +100,11 @@ def caveats_of_policy(scenario: Scenario) -> Iterator[str]:
         yield f"priorities of classes have no effect: scheduler.policy is {policy}"
     if policy != VTC and any(each.tenant_weight > 1 for each in classes):
         yield f"weights of tenants have no effect: scheduler.policy is {policy}"
-    router, tiers = scenario.scheduler.router, len(scenario.scheduler.kv_tiers)
-    for key in router.idle_weights(tiers) if isinstance(router, PrefixRouterSpec) else ():
-        there = f"one tier, {scenario.scheduler.kv_tiers[0].name}" if tiers else "no tier"
+    # Of what is shared, and the same for all replicas, no router hears.
+    router, tiers = scenario.scheduler.router, [tier for tier in scenario.scheduler.kv_tiers if not tier.shared]
+    of_each = " of each replica" if scenario.scheduler.shares_tier else ""
+    for key in router.idle_weights(len(tiers)) if isinstance(router, PrefixRouterSpec) else ():
+        there = f"one tier{of_each}, {tiers[0].name}" if tiers else f"no tier{of_each}"
         yield f"scheduler.router.{key} has no effect: scheduler.kv_tiers has {there}"
 
 

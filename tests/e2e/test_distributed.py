@@ -125,6 +125,24 @@ def test_replicas_that_are_looked_at_exactly_stay_in_one_shard(tmp_path: Path) -
     assert "scheduler.report_interval_s: is 0, so router 'least_outstanding' looks at all replicas" in done.stderr
 
 
+def test_replicas_that_share_a_tier_stay_in_one_shard(tmp_path: Path) -> None:
+    """There, and with devices around it, they have the same bits."""
+    tier = "{name: store, gb_per_s: 5, capacity_gb: 2, shared: true}"
+    settings = [
+        *("workload.num_requests=60", "workload.prefix={groups: 6, shared_tokens: 900}", "cluster.replicas=2"),
+        f"scheduler={{enable_prefix_caching: true, kv_blocks: 700, kv_tiers: [{tier}]}}",
+    ]
+    options = [part for setting in settings for part in ("--set", setting)]
+    here = json.loads(pimserve("run", "--json", *options, cwd=tmp_path).stdout)
+    assert here["kv_tiers"]["tiers"][0]["hit_tokens"]
+    away = ["--on", "processes", "--shards"]
+    there = json.loads(pimserve("run", "--json", *options, *away, "1", cwd=tmp_path).stdout)
+    for part in ("digest", "kv_tiers", "prefix_cache"):
+        assert there[part] == here[part]
+    done = pimserve("run", *options, *away, "2", cwd=tmp_path, code=2)
+    assert "scheduler.kv_tiers: store is shared by replicas" in done.stderr
+
+
 def test_tiers_and_a_router_by_what_caches_say_as_in_one_process(tmp_path: Path) -> None:
     """A host of two shards is killed."""
     tiers = "[{name: host, capacity_gb: 0.5, gb_per_s: 5, write: back}, {name: disk, gb_per_s: 1, write: back}]"

@@ -83,3 +83,22 @@ def tier_cases(draw: st.DrawFn, *, of: st.SearchStrategy[CostPlan] | None = None
         for name in names[: draw(st.integers(1, 3))]
     )
     return replace(case, tiers=tiers, block_bytes=BLOCK_BYTES)
+
+
+@st.composite
+def shared_tier_cases(draw: st.DrawFn, cases_with_tiers: st.SearchStrategy[Case]) -> list[Case]:
+    """Replicas of such a case whose last tier is one, and its requests, dealt out to them in turn."""
+    case = draw(cases_with_tiers)
+    replicas = draw(st.integers(1, 3))
+    tiers = (*case.tiers[:-1], case.tiers[-1].model_copy(update={"shared": True}))
+    return [
+        replace(
+            case,
+            tiers=tiers,
+            replica=replica,
+            requests=case.requests[replica::replicas],
+            prefixes=None if case.prefixes is None else case.prefixes[replica::replicas],
+            max_tokens=case.max_tokens[replica::replicas],
+        )
+        for replica in range(replicas)
+    ]

@@ -8,12 +8,12 @@ in every step.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from itertools import chain
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,7 +34,27 @@ from tests.scheduler.reference_swap import ReferenceSwap
 from tests.scheduler.reference_tiers import ReferenceTier
 
 
-def run_reference(
+def run_reference(*plan: Any, **settings: Any) -> ReferenceResult:
+    """What comes of `reference_events` of one replica."""
+    (result,) = run_references([reference_events(*plan, **settings)])
+    return result
+
+
+def run_references(replicas: Sequence[Generator[int, None, ReferenceResult]]) -> list[ReferenceResult]:
+    """Replicas go on in order of time, at the same time the first one first."""
+    results: dict[int, ReferenceResult] = {}
+    at = dict.fromkeys(range(len(replicas)), 0)
+    while at:
+        number = min(at, key=lambda one: (at[one], one))
+        try:
+            at[number] = next(replicas[number])
+        except StopIteration as over:
+            results[number] = over.value
+            del at[number]
+    return [results[number] for number in range(len(replicas))]
+
+
+def reference_events(
     plan: CostPlan,
     pools: ExpertPools | None,
     *,
@@ -71,8 +91,8 @@ def run_reference(
     swap: ReferenceSwap | None = None,
     balance: ReferenceBalance | None = None,
     received: Sequence[int | None] = (),
-) -> ReferenceResult:
-    """Serve `requests` on one replica.
+) -> Generator[int, None, ReferenceResult]:
+    """Serve `requests` on one replica; yields the time at which it goes on, when a step begins and when it ends.
 
     `max_num_batched_tokens` None is stage batching; `concurrency` None is an open loop. `offset` is where this
     replica starts in the pools of expert outcomes. Groups of layers take blocks from one cache: full ones those of all
@@ -258,6 +278,7 @@ def run_reference(
             now = upcoming
             continue
 
+        yield now
         decoding: list[list[ServedRequest]] = [[] for _ in groups]
         chunks: list[list[tuple[ServedRequest, Chunk]]] = [[] for _ in groups]
         computed: list[list[int]] = []  # ids of blocks that the step computes, by chunk
@@ -409,6 +430,7 @@ def run_reference(
             shedding.saw(now, duration, prefill_tokens, sum(sum(cache.hit_tokens) for cache in kept))
 
         # Its end.
+        yield now
         for ids in computed:
             caches[0].tiers.cached(ids, now)
         gone = [0 for _ in groups]

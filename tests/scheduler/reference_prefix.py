@@ -69,8 +69,12 @@ class PhysicalBlocks:
         return sum(map(len, self._found.values()))
 
     def fits(self, request: int, tokens: int, *, prompt: bool = True) -> bool:
-        """Whether it can be admitted with `tokens` to compute; what it hits leaves the queue, too."""
-        here, places = self._lookup(request, tokens), self._window_places(request, tokens, prompt=prompt)
+        """Whether it can be admitted with `tokens` to compute; what it hits leaves the queue, too.
+
+        Room is needed as if a tier that replicas share had nothing.
+        """
+        here = self._lookup(request, tokens, alone=True)
+        places = self._window_places(request, tokens, prompt=prompt, alone=True)
         on_device = [self._found["full", block_id] for block_id in here if ("full", block_id) in self._found]
         unheld = sum(block in self._free for bundle in on_device for block in bundle)
         new = self._needed(tokens) - len(on_device)
@@ -223,26 +227,30 @@ class PhysicalBlocks:
         window = range(max(0, begin - self._counts.window_tokens + 1), begin)
         return {token // self._size for token in window} if self._counts.windowed_groups else set()
 
-    def _window_places(self, request: int, tokens: int, *, prompt: bool) -> range:
+    def _window_places(self, request: int, tokens: int, *, prompt: bool, alone: bool = False) -> range:
         """For which places of its context a request has blocks of windows when it is admitted."""
         if not self._counts.windowed_groups:
             return range(0)
         places = -(-tokens // self._size)
         if not prompt:
             return range(max(0, places - self._counts.in_window(1)), places)
-        found = len(self._lookup(request, tokens))
+        found = len(self._lookup(request, tokens, alone=alone))
         first = min(self._before(found), default=found)
         return range(first, min(places, first + self._counts.in_window(self._counts.longest_chunk)))
 
-    def _lookup(self, request: int, tokens: int) -> list[int]:
+    def _lookup(self, request: int, tokens: int, *, alone: bool = False) -> list[int]:
         """The most leading ids that are cached, on the device or below, with what the next token needs of windows.
 
         The last one of `tokens` is never among them: it has to be computed.
         """
         ids = list(self._ids[request][: (tokens - 1) // self._size])
+
+        def there(kind: Kind, one: int) -> bool:
+            name = kind, one
+            return name in self._found or self.tiers.where(_in_tiers(name), alone=alone) is not None
+
         for end in range(len(ids), 0, -1):
-            full = all(("full", one) in self._found or self.tiers.where(one) is not None for one in ids[:end])
-            window = [ids[place] for place in self._before(end)]
-            if full and all(("window", one) in self._found or self.tiers.where(~one) is not None for one in window):
+            full = all(there("full", one) for one in ids[:end])
+            if full and all(there("window", ids[place]) for place in self._before(end)):
                 return ids[: end - self._last_again]
         return []

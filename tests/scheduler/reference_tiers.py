@@ -23,6 +23,7 @@ class ReferenceTier:
     write: Literal["through", "back"]
     full: int = 1
     windowed: int = 0
+    shared: bool = False  # by replicas, which all have this one
     kept: list[int] = field(default_factory=list)
     sent: list[tuple[int, int, int]] = field(default_factory=list)
     found: int = 0  # ids of full groups
@@ -58,9 +59,9 @@ class ReferenceTiers:
         self.arrivals: dict[int, int] = {}  # by id, when it was last read to the device, or will have been
         self.waits: list[int] = []  # of requests that had to wait for blocks, fs
 
-    def where(self, block_id: int) -> ReferenceTier | None:
-        """The first tier that has a block."""
-        return next((tier for tier in self.tiers if block_id in tier.kept), None)
+    def where(self, block_id: int, *, alone: bool = False) -> ReferenceTier | None:
+        """The first tier that has a block; `alone`: of those that no other replica has."""
+        return next((tier for tier in self.tiers if block_id in tier.kept and not (alone and tier.shared)), None)
 
     def use(self, ids: Sequence[int]) -> None:
         """A request has used blocks, in the order of its tokens."""

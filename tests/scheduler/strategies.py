@@ -135,12 +135,17 @@ class Case:
                 tier.write,
                 self.full_groups,
                 self.windowed_groups,
+                tier.shared,
             )
             for tier in self.tiers
         ]
 
     def run(self) -> ReferenceResult:
         """The case, run by the reference."""
+        return run_reference(**self.arguments())
+
+    def arguments(self) -> dict[str, Any]:
+        """The case, as the reference takes it."""
         limits_s = [None, *(each.slo and each.slo.ttft_s for each in self.classes)]
         limits_ps = [None if limit is None else round(limit * PS_PER_S) for limit in limits_s]
         priorities = [0, *(each.priority for each in self.classes)]
@@ -162,7 +167,7 @@ class Case:
         arguments: dict[str, Any] = vars(self) | more
         for name in ("routing", "prediction_error", "ageing_s", "classes", "block_bytes", *SHEDDING):
             del arguments[name]
-        return run_reference(**arguments)
+        return arguments
 
 
 @lru_cache(maxsize=4)

@@ -20,7 +20,8 @@ from pimserve.scheduler.costs import ReplicaCosts, replica_offset
 from pimserve.scheduler.departures import Move
 from pimserve.scheduler.fleet import DECODE, ReplicaEngine, make_engine
 from pimserve.scheduler.kv_cache import KvCache
-from pimserve.scheduler.kv_tiers import KvTier, KvTiers
+from pimserve.scheduler.kv_tier import KvTier
+from pimserve.scheduler.kv_tiers import KvTiers
 from pimserve.scheduler.load_shedding import LoadShedding
 from pimserve.scheduler.longest_gaps import LongestGaps
 from pimserve.scheduler.mixed_costs import make_costs
@@ -28,15 +29,17 @@ from pimserve.scheduler.prefix_cache import PrefixKvCache
 from pimserve.scheduler.prefix_figures import together
 from pimserve.scheduler.queue_classes import queue_classes
 from pimserve.scheduler.requests import FOREVER, NEVER, SERVABLE, STATUS_NAMES, RequestTable
+from pimserve.scheduler.shared_kv_tier import SharedKvTier
 from pimserve.scheduler.shedding_engine import SheddingEngine
 from pimserve.scheduler.steplog import SpanColumns, StepLog, expand
 from pimserve.scheduler.swap_space import SwapSpace
+from pimserve.scheduler.tier_turns import TierTurns
 from pimserve.scheduler.windowed_prefix_cache import WindowedPrefixKvCache
 from tests.examples import examples
 
-from .prefix_strategies import prefix_cases, tier_cases, windowed_prefix_cases
+from .prefix_strategies import prefix_cases, shared_tier_cases, tier_cases, windowed_prefix_cases
 from .received_strategies import received_cases
-from .reference_engine import ReferenceRequest
+from .reference_engine import ReferenceRequest, reference_events, run_references
 from .reference_result import ReferenceResult
 from .reference_shedding import SHEDDING
 from .reference_tiers import ReferenceTier
@@ -46,6 +49,9 @@ from .strategies import Case, cases, mixed_plans
 from .swapping_strategies import swapping_cases
 
 Step = tuple[int, int, int, int, int, int, int]
+
+
+OTHERS_WITH_TIERS = shedding_cases(tier_cases()) | speculative_cases().filter(lambda case: bool(case.tiers))
 
 
 class Recorder(StepLog):
@@ -82,6 +88,25 @@ class Recorder(StepLog):
 
 
 def run_engine(case: Case) -> tuple[Recorder, RequestTable, ReplicaEngine]:
+    log, table, engine = make_case(case)
+    engine.advance(end_of(case))
+    end_run(case, log, table, engine)
+    return log, table, engine
+
+
+def end_of(case: Case) -> int:
+    return FOREVER if case.max_time_fs is None else case.max_time_fs
+
+
+def end_run(case: Case, log: Recorder, table: RequestTable, engine: ReplicaEngine) -> None:
+    engine.settle()
+    log.flush()
+    if case.concurrency is None:
+        table.reject_unseen()
+
+
+def make_case(case: Case, shared: SharedKvTier | None = None) -> tuple[Recorder, RequestTable, ReplicaEngine]:
+    """The engine of a case, to which all requests have been submitted; what it shares is `shared`."""
     plan, pools = case.plan, case.pools()
     costs = make_costs(plan, pools, replica=case.replica, seed=case.seed, exact=case.routing.mode == "exact")
     costs.offset = case.offset
@@ -103,7 +128,7 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, ReplicaEngine]:
         **{name: getattr(case, name) for name in SHEDDING},
     )
     closed = case.concurrency
-    until = FOREVER if case.max_time_fs is None else case.max_time_fs
+    until = end_of(case)
     arrivals = [NEVER if r.arrival_fs is None else r.arrival_fs // FS_PER_PS for r in case.requests]
     table = RequestTable(
         np.array(arrivals, np.int64),
@@ -129,7 +154,8 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, ReplicaEngine]:
         caches = [KvCache(*limits, **reserve) for _ in range(case.groups)]
     else:
         table.prefixes = Ragged.of(case.prefixes)
-        tiers = KvTiers(case.tiers, case.block_bytes, case.block_size, case.kv_groups) if case.tiers else None
+        sizes = case.block_bytes, case.block_size, case.kv_groups
+        tiers = KvTiers(case.tiers, *sizes, shared=shared, replica=case.replica) if case.tiers else None
         if spec.speculative is not None:
             reserve["lookahead_tokens"] = spec.lookahead_tokens
             reserve["drop_last_hit"] = spec.speculative.drops_last_hit
@@ -158,11 +184,6 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, ReplicaEngine]:
             assert token_fs is not None
             engine.expect(Move(request, case.replica + 1, since_fs, token_fs))
     engine.submit(seen)
-    engine.advance(until)
-    engine.settle()
-    log.flush()
-    if closed is None:
-        table.reject_unseen()
     return log, table, engine
 
 
@@ -216,6 +237,30 @@ def test_same_with_tiers_and_attention_windows(case: Case) -> None:
         if request.arrival_fs is not None:
             request.arrival_fs -= request.arrival_fs % FS_PER_PS
     assert_equal(case)
+
+
+@examples(100)
+@given(shared_tier_cases(tier_cases() | tier_cases(windowed=True)) | shared_tier_cases(OTHERS_WITH_TIERS))
+def test_same_where_replicas_share_a_tier(alike: list[Case]) -> None:
+    """Of several replicas, which the reference runs one step after the other in order of time."""
+    tiers = alike[0].reference_tiers()
+    for case in alike:
+        for request in case.requests:
+            if request.arrival_fs is not None:
+                request.arrival_fs -= request.arrival_fs % FS_PER_PS
+    own = [[*case.reference_tiers()[:-1], tiers[-1]] for case in alike]
+    expected = run_references(
+        [reference_events(**case.arguments() | {"tiers": mine}) for case, mine in zip(alike, own, strict=True)]
+    )
+    first = alike[0]
+    shared = SharedKvTier(first.tiers[-1], first.block_bytes, first.kv_groups)
+    made = [make_case(case, shared) for case in alike]
+    turns = TierTurns([(place, engine) for place, (_, _, engine) in enumerate(made)], [0 for _ in made])
+    turns.advance(end_of(first))
+    shared.end()
+    for case, result, (log, table, engine) in zip(alike, expected, made, strict=True):
+        end_run(case, log, table, engine)
+        compare(case, result, log, table, engine)
 
 
 @examples(120)
@@ -336,8 +381,11 @@ def case_of(scenario: Scenario, prepared: Prepared, workload: Workload) -> Case:
 
 
 def assert_equal(case: Case) -> None:
-    expected = case.run()
-    log, table, engine = run_engine(case)
+    compare(case, case.run(), *run_engine(case))
+
+
+def compare(case: Case, expected: ReferenceResult, log: Recorder, table: RequestTable, engine: ReplicaEngine) -> None:
+    """The engine's log, table and caches are those of the reference."""
     assert log.all_steps == [tuple(step[:7]) for step in expected.steps]
     assert log.clock_fs == engine.clock
     if case.max_time_fs is None:  # everybody has left, and with them every block
@@ -349,7 +397,7 @@ def assert_equal(case: Case) -> None:
             assert not len(core.queue)
             assert not core.decoding.count
             assert not any(core.decoding.growth(step) for step in range(case.block_size))
-    until = FOREVER if case.max_time_fs is None else case.max_time_fs
+    until = end_of(case)
     for ours, theirs in zip(rows_of(table), _rows(expected), strict=True):
         if theirs[0] * FS_PER_PS >= until and case.concurrency is None:
             continue  # an open loop's requests from after the stop never come into being
@@ -361,7 +409,7 @@ def assert_equal(case: Case) -> None:
             (core,) = engine.cores
             assert core.kv.tiers.waits_ps == [fs // FS_PER_PS for fs in expected.tier_waits_fs]
             carried = [_carried(tier, case.block_size) for tier in expected.tiers]
-            assert list(map(_kept, core.kv.tiers.all)) == carried
+            assert [_kept(tier.whole) for tier in core.kv.tiers.all] == carried
     if case.swap is not None and case.max_time_fs is None:
         assert list(zip(table["swaps"].tolist(), table["swapped_blocks"].tolist(), strict=True)) == expected.swaps
         assert not engine.cores[0].kv.swap.held

@@ -167,6 +167,7 @@ class ShardClient:
         engines = dict(zip(self.replicas, state["engines"], strict=True))
         for replica, tiers in mirror.tiers().items():
             tiers.restore(engines[replica]["prefix_tiers"])
+        mirror.restore_shared_tier(state)
         return mirror
 
     def state(self) -> dict[str, Any]:

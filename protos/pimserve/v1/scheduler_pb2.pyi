@@ -218,6 +218,8 @@ global___KvTiersState = KvTiersState
 
 @typing.final
 class KvTierState(google.protobuf.message.Message):
+    """Of a tier that replicas share, counts and times are of what this one did there, blocks and room of all of it."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int

@@ -2275,7 +2275,7 @@ class Summary(google.protobuf.message.Message):
         write: builtins.str
         """Through or back."""
         capacity_blocks: builtins.int
-        """Of KV cache that it holds, together; not set: endless. Unit: blocks."""
+        """Of KV cache that it holds, of all replicas together; not set: endless. Unit: blocks."""
         kept_blocks: builtins.int
         """That it held in the end. Unit: blocks."""
         queried_tokens: builtins.int

@@ -239,6 +239,12 @@ def test_weights_of_tiers_that_are_not_there_are_told(names: tuple[str, ...], sa
         f"scheduler.router.{key} has no effect: scheduler.kv_tiers has {there}"
         for key, there in zip(keys, said, strict=True)
     ]
+    if names:  # no router hears of what is shared
+        shared = settings.replace(f"{{name: {names[-1]}}}", f"{{name: {names[-1]}, shared: true}}")
+        last = ["no tier", "one tier"][len(names) - 1]
+        *_, found = caveats_of_policy(load_scenario(None, [shared]))
+        assert found.startswith("scheduler.router.disk_cache_hit_weight has no effect: scheduler.kv_tiers has ")
+        assert f"{last} of each replica" in found
     weights = settings.replace("host_cache_hit_weight: 1, disk_cache_hit_weight: 0.5", "host_cache_hit_weight: 0.75")
     assert not list(caveats_of_policy(load_scenario(None, [weights])))
 

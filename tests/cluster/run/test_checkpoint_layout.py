@@ -14,7 +14,7 @@ from pimserve.cluster.scenario.prepared import prepare
 from pimserve.scheduler.control import RunView
 from tests.cluster.documents import run
 
-OF_VERSION = 33, "d13c5413697961ca"  # where names change: raise VERSION, then note it and their digest here
+OF_VERSION = 34, "dfab7a012fb1911f"  # where names change: raise VERSION, then note it and their digest here
 _CLASSES = "{classes: [{name: a}, {name: b}], num_requests: 40, arrival: {rate_per_s: 20}}"
 SCENARIOS = {
     "pools": [
@@ -32,7 +32,8 @@ SCENARIOS = {
         f"workload={_CLASSES}",
         "workload.prefix={groups: 4, shared_tokens: 500}",
         "scheduler={policy: vtc, router: {name: dynamo, prefixes: kv_events}, report_interval_s: 0.05, "
-        "enable_prefix_caching: true, kv_blocks: 400, kv_tiers: [{name: host, capacity_gb: 1, gb_per_s: 50}]}",
+        "enable_prefix_caching: true, kv_blocks: 400, kv_tiers: [{name: host, capacity_gb: 1, gb_per_s: 50}, "
+        "{name: store, shared: true, gb_per_s: 20}]}",
     ],
     "drafts": [
         "model=qwen3-30b-a3b",
