@@ -95,7 +95,9 @@ class Decoding:
             return ()
         finished = []
         while heap and heap[0][0] <= step:
-            finish_step, request = heappop(heap)
+            entry = finish_step, request = heappop(heap)
+            if heap and heap[0] == entry:
+                continue  # preempted, and back before the next step: there twice
             if self._running.get(request) == finish_step:  # else it was preempted since
                 finished.append(request)
         if self._in_order and len(finished) > 1:
@@ -172,7 +174,9 @@ class Decoding:
         """Windows that are full at the start of `step` take no more."""
         heap = self._filling
         while heap and heap[0][0] <= step:
-            full_step, finish_step, request = heappop(heap)
+            entry = full_step, finish_step, request = heappop(heap)
+            if heap and heap[0] == entry:
+                continue  # likewise
             if self._running.get(request) == finish_step:  # else it has left since
                 self._crossings[full_step % self._block_size] -= self._windowed
                 self._per_cycle -= self._windowed

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.evaluate import DecodeSpan
+from pimserve.device_models.kv_groups import KvGroups
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler import simulation
+from pimserve.scheduler.decoding import Decoding
 from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.summary import digest
 
@@ -72,3 +74,23 @@ def _serve(scenario: Scenario) -> simulation.Served:
         routing=prepared.routing,
         seed=1,
     )
+
+
+def test_who_is_preempted_and_back_before_the_next_step_fills_windows_and_ends_once() -> None:
+    """Two that were all who decoded: with the blocks that they gave back, each computes again what it had, and joins
+    a step later with a token more, so that its windows are full, and it ends, when they would have been before."""
+    running: dict[int, int] = {}
+    decoding = Decoding(running, 4, KvGroups(1, 1, 9))  # windows of up to three blocks of 4 tokens
+    for held, step, left in ((5, 10, 20), (8, 13, 17)):
+        for request in (0, 1):
+            decoding.join(request, held, step, left)
+        if step == 10:
+            for request in (0, 1):
+                del running[request]
+                decoding.leave(request, 7, 12)
+    assert decoding.growth(13) == 2 * 2
+    assert decoding.steps_to_change(13) == 4
+    assert not decoding.advance(4, 17)
+    assert decoding.growth(17) == 2
+    assert decoding.steps_to_change(17) == 13
+    assert decoding.advance(13, 30) == [0, 1]
