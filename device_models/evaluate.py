@@ -43,7 +43,9 @@ def units_of(plan: CostPlan) -> tuple[str, ...]:
 
 def parts_of(plan: CostPlan, shape: StepShape[N]) -> list[StepShape[N]]:
     """The micro-batches of steps or spans; the whole of them where experts have no devices of their own."""
-    return [shape] if plan.micro_batches is None else plan.micro_batches.split(shape, plan.data_parallel)
+    if plan.micro_batches is None:
+        return [shape]
+    return plan.micro_batches.split(shape, plan.data_parallel, plan.verify_tokens)
 
 
 def stage_times(plan: CostPlan, part: StepShape[N]) -> dict[tuple[Stage, Runs], N]:
@@ -74,7 +76,7 @@ def step_of(
         tokens += chunk[0]
         dram += chunk_dram
         compute += chunk_compute
-    busiest, anchor, prefill_fs = timing.prefill(verify_tokens * decodes, chunks, times)
+    busiest, anchor, prefill_fs = timing.prefill(decodes, chunks, times, verify_tokens)
     prompts = len(chunks)
     counts = 1, decodes, context, tokens, prompts, outputs
     return *counts, busiest, anchor, prefill_fs, dram, compute, decodes, context, prompts, outputs

@@ -80,18 +80,18 @@ class MicroBatches:
         """How often in a pass something runs."""
         return {"layers": self.counts[0], "dense_layers": self.counts[1], "moe_layers": self.counts[2]}.get(runs, 1)
 
-    def split(self, shape: StepShape[N], data_parallel: int) -> list[StepShape[N]]:
+    def split(self, shape: StepShape[N], data_parallel: int, verify_tokens: int = 1) -> list[StepShape[N]]:
         """The micro-batches of steps or spans.
 
-        Decoding requests are dealt out one by one, and have the mean context, or a token more; prompts are cut by
-        tokens, as their attention is by time.
+        Decoding requests are dealt out one by one, with all of their `verify_tokens` each, and have the mean context,
+        or a token more; prompts are cut by tokens, as their attention is by time.
         """
         steps, requests, context, prefill, chunks, outputs, busiest, anchor, prefill_fs, *_ = shape
-        n = self.of_step(requests + prefill)
+        n = self.of_step(verify_tokens * requests + prefill)
         nothing, divisor = 0 * requests, n + (n == 0)
         mean = context // (requests + (requests == 0))
         more = context - mean * requests
-        beside = busiest - -(-requests // data_parallel)  # prompts' of the busiest group
+        beside = busiest - verify_tokens * -(-requests // data_parallel)  # prompts' of the busiest group
         completed = outputs - requests
         with_prompts = least([prefill, n])
         layer_fs = prefill_fs // self.counts[0]
@@ -112,7 +112,7 @@ class MicroBatches:
                     *of_part[:2],
                     here * ((prefill + part) // divisor),
                     *of_part[2:],
-                    -(-decodes // data_parallel) + here * ((beside + part) // divisor),
+                    verify_tokens * -(-decodes // data_parallel) + here * ((beside + part) // divisor),
                     here * ((anchor + part) // divisor),
                     here * (short < with_prompts) * self.counts[0] * layer,
                     nothing,  # energies are of the whole
@@ -170,9 +170,9 @@ class MicroBatches:
             rows[-1] + self.closing[0] * layer_fs,
         )
 
-    def sizes(self, requests: int, context: int) -> list[tuple[int, int]]:
+    def sizes(self, requests: int, context: int, verify_tokens: int = 1) -> list[tuple[int, int]]:
         """Decoding requests of each micro-batch of a step that only decodes, and their contexts together."""
-        n, (mean, more) = self.of_step(requests), divmod(context, requests)
+        n, (mean, more) = self.of_step(verify_tokens * requests), divmod(context, requests)
         sizes = [(requests + n - 1 - part) // n for part in range(min(n, requests))]
         return [(size, size * mean + (more + n - 1 - part) // n) for part, size in enumerate(sizes)]
 

@@ -162,7 +162,7 @@ class PipelineTerm:
         return sum([time for _, time in self.chain])
 
     def prefill(
-        self, decodes: int, chunks: Sequence[tuple[int, int]], attention_fs: Sequence[int]
+        self, decodes: int, chunks: Sequence[tuple[int, int]], attention_fs: Sequence[int], verify_tokens: int = 1
     ) -> tuple[int, int, int]:
         """(tokens that queue, tokens of the anchor, fs of prefill attention) of a step with prompts.
 
@@ -170,6 +170,7 @@ class PipelineTerm:
         that of the others hides behind their own work elsewhere, or the other way round. The second prompt runs one
         layer behind the anchor: it queues only where they meet, and counts for as many tokens as that takes.
         """
+        assert verify_tokens == 1
         if not chunks:
             return decodes, 0, 0
         if len(chunks) == 1:

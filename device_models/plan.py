@@ -180,7 +180,9 @@ class StepTiming(Protocol):
     def rows_of_busiest(self) -> bool:
         """Whether row terms count the busiest tokens of a step; else all of its tokens."""
 
-    def prefill(self, decodes: int, chunks: Sequence[ChunkShape], attention_fs: Sequence[int]) -> tuple[int, int, int]:
+    def prefill(
+        self, decodes: int, chunks: Sequence[ChunkShape], attention_fs: Sequence[int], verify_tokens: int = 1
+    ) -> tuple[int, int, int]:
         """(busiest tokens, anchor tokens, prefill fs) of a step, as in `StepShape`; a chunk takes its attention fs."""
 
     def layers_fs(self, shape: StepTuple[N]) -> N:

@@ -52,14 +52,14 @@ class SerialTiming:
         self._others = ways[1:]
 
     def prefill(
-        self, decodes: int, chunks: Sequence[tuple[int, int]], attention_fs: Sequence[int]
+        self, decodes: int, chunks: Sequence[tuple[int, int]], attention_fs: Sequence[int], verify_tokens: int = 1
     ) -> tuple[int, int, int]:
         """(tokens, 0, prefill attention fs) of the busiest data-parallel group, each the most that any group has.
 
-        Decoding requests are spread evenly; a prompt is computed inside one group: the longest first, each by the group
-        with the fewest tokens so far.
+        Decoding requests are spread evenly, each with all of its tokens; a prompt is computed inside one group: the
+        longest first, each by the group with the fewest tokens so far.
         """
-        share = -(-decodes // self.data_parallel)
+        share = verify_tokens * -(-decodes // self.data_parallel)
         if len(chunks) == 1:
             return share + chunks[0][0], 0, attention_fs[0]
         if self.data_parallel == 1:

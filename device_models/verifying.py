@@ -113,6 +113,7 @@ def _times(term: RowTerm, rows: RowKind, times: float) -> RowTerm:
         term,
         name=_PREFIX + term.name,
         rows=rows,
+        runs="last",  # after the pass that they go on from
         pieces=scaled(term.pieces),
         alternatives=tuple(map(scaled, term.alternatives)),
         energy=Energy(
@@ -153,7 +154,6 @@ def _experts(plan: CostPlan, pools: ExpertPools, most_tokens: int) -> list[RowTe
             ways[0],
             Energy(dram_const, dram, compute),
             alternatives=tuple(ways[1:]),
-            runs="moe_layers",
         )
     ]
 

@@ -118,7 +118,8 @@ class Ledger:
         spans: of like steps, in which it went through them.
         computed_tokens: that passed through the layers, of prompts and of outputs.
         prompt_tokens: of these, those of prompts.
-        output_tokens: sampled.
+        output_tokens: that requests got.
+        sampled_rows: that were multiplied with the vocabulary, drafts with them.
         busy_s: of each unit, in the mean over the replica's devices.
         busiest_s: of each unit, on the device where it has most to do.
         operator_s: of each category of operators.
@@ -141,6 +142,7 @@ class Ledger:
     computed_tokens: int
     prompt_tokens: int
     output_tokens: int
+    sampled_rows: int
     busy_s: Mapping[str, float]
     busiest_s: Mapping[str, float]
     operator_s: Mapping[str, float]

@@ -113,32 +113,36 @@ class MixedCosts(ReplicaCosts):
         self, step: int, decodes: int, context: int, chunks: Sequence[ChunkShape], outputs: int
     ) -> tuple[StepTuple[int], int]:
         """As of any replica."""
-        shape = step_of(self._timing, decodes, context, chunks, outputs, self._chunk_cost)
+        width = self._verify_tokens
+        shape = step_of(self._timing, decodes, context, chunks, outputs, self._chunk_cost, width)
         once, parts = self.parts_of_step(StepShape(*shape), step)
         return shape, once + schedule_fs(parts)
 
     def parts_of_step(self, shape: StepShape[int], step: int) -> tuple[int, list[PartTimes[int]]]:
         """(time before its micro-batches begin, fs, how long these take at each stage) of the step of that number."""
-        micro, layers = self._micro, self._micro.counts[0]
+        micro, layers, width = self._micro, self._micro.counts[0], self._verify_tokens
         parts: list[PartTimes[int]] = [
             micro.part(
-                self._rows.of(part), self._timing.layers_fs(part) // layers, self._routed(part.tokens, step, place)
+                self._rows.of(part),
+                self._timing.layers_fs(part) // layers,
+                self._routed(width * part.decodes + part.prefill_tokens, step, place),
             )
-            for place, part in enumerate(micro.split(shape, self.plan.data_parallel))
+            for place, part in enumerate(micro.split(shape, self.plan.data_parallel, width))
             if part.tokens
         ]
         return once_fs(self.plan, shape), parts
 
     def decode_span(self, step: int, decodes: int, context: int, most: int) -> Span:
         """As of any replica; within a span the time of attention's devices grows evenly."""
-        sizes = self._micro.sizes(decodes, context)
+        width = self._verify_tokens
+        sizes = self._micro.sizes(decodes, context, width)
         steps, grows = min(most, self.max_span), []
         for size, of_size in sizes:
             first, growth, steps = self._timing.decode_span(size, of_size, steps)
             grows.append((size, first, growth))
-        share, once = -(-decodes // self.plan.data_parallel), self._once_fs[decodes]
+        share, once = width * -(-decodes // self.plan.data_parallel), self._once_fs[decodes]
         if self._micro.parts == 1:
-            prefix, at = self._experts_prefix(decodes, step)
+            prefix, at = self._experts_prefix(width * decodes, step)
             return DecodeSpan(steps, share, once + grows[0][1] + self._alone_fs[decodes], grows[0][2], prefix, at)
         if not self.exact and not self._micro.closing[0]:
             begin, at = self._orbit(step)
@@ -150,7 +154,7 @@ class MixedCosts(ReplicaCosts):
             if most >= max([first + growth * (steps - 1) for _, first, growth in grows]):
                 visits, (_, first, growth) = len(self._micro.visits), grows[0]
                 return DecodeSpan(steps, share, once + first // visits, growth // visits, prefix, at)
-        if not self.exact and all(self._alike[size] for size, _, _ in grows):
+        if not self.exact and all(self._alike[width * size] for size, _, _ in grows):
             return self._evenly(steps, share, lambda after: once + self._after_fs(grows, step, after))
         if steps < _COLUMNS_FROM:
             each = (once + self._after_fs(grows, step, after) for after in range(steps))
@@ -165,10 +169,10 @@ class MixedCosts(ReplicaCosts):
             step: a number.
             after: a number, or a column.
         """
-        micro, parts = self._micro, []
+        micro, width, parts = self._micro, self._verify_tokens, []
         for place, (requests, first, growth) in enumerate(grows):
             layer_fs = (first + growth * after) // micro.counts[0]
-            routed: Any = self._routed(requests, step + after, place)
+            routed: Any = self._routed(width * requests, step + after, place)
             parts.append(micro.part(self._decoding[requests], layer_fs, routed))
         return schedule_fs(parts)
 
@@ -194,7 +198,9 @@ class MixedCosts(ReplicaCosts):
             here = slice(begin, begin + together)
             shape, number = StepShape(*(column[here] for column in steps)), numbers[here]
             parts = enumerate(parts_of(self.plan, shape))
-            routed, drawn = zip(*(self._drawn_of(part.tokens, number, place) for place, part in parts), strict=True)
+            routed, drawn = zip(
+                *(self._drawn_of(self.plan.tokens_of(part), number, place) for place, part in parts), strict=True
+            )
             features[here] = self.features_of(shape, routed, sum(drawn[1:], drawn[0]))
         return features
 
@@ -276,15 +282,15 @@ class MixedCosts(ReplicaCosts):
     def _turns(self, key: tuple[int, int], layer_fs: int) -> list[PartTimes[IntArray]]:
         """Micro-batches of those steps, in columns, if attention of a layer takes so long."""
         assert self.pools is not None
-        (requests, begin), m = key, self._micro.parts
+        (requests, begin), m, width = key, self._micro.parts, self._verify_tokens
         outcomes = begin + m * np.arange(2 * POOL_SIZE)
         return [
             self._micro.part(
                 self._decoding[size],
                 np.full_like(outcomes, layer_fs),
-                self.pools.layers_fs[size][:, (outcomes + place) % POOL_SIZE],
+                self.pools.layers_fs[width * size][:, (outcomes + place) % POOL_SIZE],
             )
-            for place, (size, _) in enumerate(self._micro.sizes(requests, requests))
+            for place, (size, _) in enumerate(self._micro.sizes(requests, requests, width))
         ]
 
     def _same_in_all(self, tokens: int) -> bool:

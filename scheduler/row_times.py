@@ -17,14 +17,14 @@ class RowTimes:
 
     def __init__(self, plan: CostPlan, micro: MicroBatches) -> None:
         self._plan = plan
-        self._groups = plan.data_parallel
+        self._alike = plan.data_parallel == plan.verify_tokens == 1  # what all have, and one token of each request
         kinds = dict.fromkeys((term.rows, _of_busiest(plan, term.stage)) for term in plan.rows_of_parts)
         self._by_count = [(rows, busiest, _memo(plan, micro, rows, busiest)) for rows, busiest in kinds]
         self._none = micro.rows({("attention", "layers"): 0})
 
     def of(self, part: StepShape[int]) -> list[int]:
         """Of a micro-batch, as `MicroBatches.part` takes them."""
-        if self._groups == 1:
+        if self._alike:
             counts = row_counts(part.decodes + part.prefill_tokens, part.outputs, part.decodes, part.chunks)
             times = [memo[counts[rows]] for rows, _, memo in self._by_count]
         else:

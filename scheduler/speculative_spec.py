@@ -53,7 +53,7 @@ class SpeculativeSpec(BaseModel):
     draft_time_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
         None,
         description="method draft_model, in place of model: time and energy of one draft of all requests, as a share "
-        "of what a step without drafts takes; no memory",
+        "of what a step without drafts takes; no memory; not with experts on devices of their own",
     )
 
     @field_validator("acceptance", mode="wrap")

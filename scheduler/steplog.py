@@ -130,11 +130,10 @@ class StepLog(CostTotals):
         self.window_fs = window_fs
         self.on_flush = on_flush
         self._bytes_per_flush = (rows_per_flush or _ROWS_PER_FLUSH) * _ROW.size
-        self.clock_fs = self.steps = self.busy_fs = 0
+        self.clock_fs = self.steps = self.spans = self.busy_fs = 0
         self.chain_fs = 0  # of anchors, in a pipeline
         self.away_fs = 0  # of the run, as known at its end: when the replica was not there at all
         self.tokens = 0  # emitted
-        self.spans = 0
         self.computed_tokens = 0  # that passed through the layers
         self.prompt_tokens = 0  # those of them that are of prompts
         self.window_tokens = 0
@@ -208,6 +207,12 @@ class StepLog(CostTotals):
             most[load.unit] = max(most[load.unit], busy + load.prefill_fs(self._prefill_fs))
         return most
 
+    @property
+    def sampled_rows(self) -> int:
+        """Rows of its steps that were multiplied with the vocabulary, as `CostPlan.sampled_of` counts them."""
+        decodes = (self.computed_tokens - self.prompt_tokens) // self.costs.plan.verify_tokens
+        return self.costs.plan.sampled(self.tokens, decodes, self.batch_steps - decodes)
+
     def digest(self) -> str:
         """Digest of every executed step, independent of how steps were grouped in spans."""
         self.flush()
@@ -224,6 +229,7 @@ class StepLog(CostTotals):
             computed_tokens=self.computed_tokens,
             prompt_tokens=self.prompt_tokens,
             output_tokens=self.tokens,
+            sampled_rows=self.sampled_rows,
             busy_s={unit: busy / FS_PER_S for unit, busy in self.unit_fs.items()},
             busiest_s={unit: busy / FS_PER_S for unit, busy in self.busiest_unit_fs.items()},
             operator_s={category: time / FS_PER_S for category, time in self.category_fs.items()},

@@ -341,7 +341,7 @@ class LedgerMetrics:
                 energy[self._energy[index, operator, part]] = joules
             for name, place, key, (computed, sampled) in self._links.get(index, ()):
                 more = more_of.get(key, 0.0)
-                values[name][place] = computed * ledger.computed_tokens + sampled * ledger.output_tokens + more
+                values[name][place] = computed * ledger.computed_tokens + sampled * ledger.sampled_rows + more
             if ledger.stage_s:
                 until_fs = ledger.clock_fs if index in at_work else max(now_fs, ledger.clock_fs)
                 self._set_groups(ledger, until_fs / FS_PER_S)

@@ -175,7 +175,7 @@ def work_of(history: History, pool: PlacedPool, shape: Shape, group: Group | Non
     operators, found = _operators(history, pool, group), dict[int, Work]()
     for step in steps:
         if group == "experts":
-            step = step._replace(busiest_tokens=step.tokens)  # noqa: PLW2901 all pass there
+            step = step._replace(busiest_tokens=plan.tokens_of(step))  # noqa: PLW2901 all pass there
         chunks = replace(shape, prompts=shape.prompts if step.prefill_fs else 0)
         share = step.prefill_fs / whole.prefill_fs if whole.prefill_fs else 0.0
         for place, work in _moving(history, pool, plan, operators, step, chunks, share):
@@ -204,7 +204,8 @@ def _operators(history: History, pool: PlacedPool, group: Group | None) -> list[
         return verifying(operators_of(model, cluster.split, lm_head=lm_head), pool.plan.verify_tokens)
     assert cluster.two_groups is not None
     parts = cluster.two_groups.parts_of(group)
-    return operators_of(model, cluster.of_group(group).split, lm_head=lm_head, parts=parts)
+    operators = operators_of(model, cluster.of_group(group).split, lm_head=lm_head, parts=parts)
+    return verifying(operators, pool.plan.verify_tokens)
 
 
 def _moving(

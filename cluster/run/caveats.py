@@ -162,7 +162,7 @@ def caveats_of_prefixes(spec: SchedulerSpec, workload: Workload, *, pools: bool)
         yield "KV caches are handed over whole, also what of them the decode replica has in its prefix cache"
 
 
-def caveats_of_drafts(spec: SchedulerSpec) -> Iterator[str]:
+def caveats_of_drafts(spec: SchedulerSpec, pools: Sequence[PlacedPool]) -> Iterator[str]:
     """What is assumed of drafts."""
     if spec.speculative is not None:
         yield (
@@ -173,6 +173,11 @@ def caveats_of_drafts(spec: SchedulerSpec) -> Iterator[str]:
             yield (
                 "scheduler.speculative, method mtp: the layer that drafts is assumed to be like the model's last one, "
                 "also where the model was published without such a layer"
+            )
+        if any(pool.groups and pool.draft_layers for pool in pools):
+            yield (
+                f"scheduler.speculative, method {spec.speculative.method}: what drafts is assumed to be on attention's "
+                "devices as a whole, its routed experts with it"
             )
 
 

@@ -108,7 +108,7 @@ def _kv_bytes_per_device(group: PlacedPool, model: ModelSpec) -> float:
     copies = kv_heads_per_device(model, tensor) * tensor / heads
     layer = model.attention.kv_elements * group.replica.precision.kv_bits / 8
     windowed = layer * model.windowed_layers
-    token = group.kv_groups.bytes_per_token(layer * model.layers - windowed, windowed)
+    token = group.kv_groups.bytes_per_token(layer * model.layers - windowed, windowed) + group.draft_kv_bytes_per_token
     return group.kv_capacity_tokens * token * copies / group.devices_per_replica
 
 
@@ -123,7 +123,7 @@ def _micro_batches(placement: Mapping[str, Any]) -> MicroBatchFigures:
 
 def _link(pool: PlacedPool, logs: Sequence[StepLog], whole_fs: int) -> GroupLinkFigures:
     facts = pool.replica.facts["placement"]["link"]
-    rows = {"tokens": sum(log.computed_tokens for log in logs), "outputs": sum(log.tokens for log in logs)}
+    rows = {"tokens": sum(log.computed_tokens for log in logs), "outputs": sum(log.sampled_rows for log in logs)}
 
     def more(*key: *LinkKey) -> float:
         return sum(log.link_more.get(key, 0.0) for log in logs)

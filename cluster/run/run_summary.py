@@ -91,7 +91,7 @@ def summary_of(prepared: Prepared, served: Served) -> ServedSummary:
             *dict.fromkeys(warning for pool in pools for warning in pool.replica.warnings),
             *workload.warnings,
             *caveats_of_prefixes(scenario.scheduler, workload, pools=len(pools) > 1),
-            *caveats_of_drafts(scenario.scheduler),
+            *caveats_of_drafts(scenario.scheduler, pools),
             *caveats_of_reserves(scenario.scheduler, workload, pools, most_tokens),
             *dict.fromkeys(caveats_of_host_memory(scenario.scheduler, pools, most_tokens)),
             *caveats_of_policy(scenario),

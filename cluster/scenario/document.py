@@ -156,15 +156,6 @@ class Scenario(_Section):
             return document
         return {**document, "scheduler": {"report_interval_s": _POOLS_REPORT_S, **scheduler}}
 
-    @model_validator(mode="after")
-    def _drafts_need_one_group(self) -> Self:
-        groups = (self.of_pool(name).cluster.two_groups for name in self.pools)
-        if self.scheduler.speculative is not None and any(groups):
-            raise ValueError(
-                "scheduler.speculative is not modelled with experts on devices of their own: leave one out"
-            )
-        return self
-
     @property
     def pools(self) -> tuple[str, ...]:
         """Names of the pools; requests come to the first one."""

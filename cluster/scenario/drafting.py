@@ -1,4 +1,7 @@
-"""Speculative decoding on the devices of a pool: what drafts cost there, and what memory they take."""
+"""Speculative decoding on the devices of a pool: what drafts cost there, and what memory they take.
+
+Where routed experts have devices of their own, a model that drafts is whole on those of attention, its experts too.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pimserve.cluster.scenario.placement import PlacedPool, place
 from pimserve.device_models.catalogue import model_of
 from pimserve.device_models.device import Demand, Device, kv_pool_bytes_per_token
 from pimserve.device_models.model import ModelSpec
-from pimserve.device_models.operators import weight_bytes_per_device
+from pimserve.device_models.operators import ALL_PARTS, weight_bytes_per_device
 from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.device_models.verifying import mtp_layer, with_draft_share, with_drafts
@@ -23,19 +26,24 @@ WHERE = "scheduler.speculative"
 def with_speculation(
     pool: PlacedPool, scenario: Scenario, device: Device, links: Interconnect, demand: Demand
 ) -> PlacedPool:
-    """The pool with drafts in its steps, and in its memory; itself where nothing is drafted.
+    """The pool with drafts in its steps, and in its memory; itself where nothing is drafted, as without attention.
 
     Raises:
         InputError: that is not modelled on these devices, or there is no room for the model that drafts.
     """
     spec = scenario.scheduler.speculative
-    if spec is None:
+    if spec is None or "attention" not in demand.parts:
         return pool
     _check(pool, demand, cached=scenario.scheduler.enable_prefix_caching)
     drafts, seed, groups = spec.num_speculative_tokens, scenario.run.seed, demand.split.data
-    alone = replace(demand, verify_tokens=1)
+    alone = _whole(replace(demand, verify_tokens=1))
     unlimited = scenario.scheduler.model_copy(update={"kv_blocks": None})
     if spec.draft_time_share is not None:
+        if demand.parts != ALL_PARTS:
+            raise InputError(
+                f"{WHERE}.draft_time_share",
+                "is not modelled with experts on devices of their own: use method mtp, or name the model that drafts",
+            )
         plain = place(device, links, alone, unlimited).plan
         routing = scenario.routing.for_model(demand.model)
         share, most = drafts * spec.draft_time_share, groups * demand.max_num_seqs
@@ -59,7 +67,7 @@ def with_speculation(
     plan = with_drafts(pool.plan, draft.plan, _pools(draft.plan, routing, seed), drafts, groups * most)
     token_bytes = model.attention.kv_elements * draft.replica.precision.kv_bits / 8 * model.layers
     pool = replace(pool, plan=plan, draft_layers=model.layers, draft_kv_bytes_per_token=token_bytes)
-    return _beside(pool, demand, model, _weight_bytes(demand, model, mtp=spec.method == "mtp"), where)
+    return _beside(pool, demand, model, _weight_bytes(demand, fitted, mtp=spec.method == "mtp"), where)
 
 
 def _placed_beside(
@@ -95,13 +103,24 @@ def _pools(plan: CostPlan, routing: Routing, seed: int) -> ExpertPools | None:
     return None if plan.experts is None else ExpertPools(plan.experts, routing, seed)
 
 
-def _weight_bytes(demand: Demand, model: ModelSpec, *, mtp: bool) -> float:
+def _whole(demand: Demand) -> Demand:
+    """The same of all parts of a model, whose experts have no copies where the target's are elsewhere."""
+    if demand.parts == ALL_PARTS:
+        return demand
+    return replace(demand, parts=ALL_PARTS, split=replace(demand.split, redundant_experts=0))
+
+
+def _weight_bytes(demand: Demand, draft: Demand, *, mtp: bool) -> float:
     """Bytes of one device that the model which drafts takes; embedding and head of a layer of multi-token prediction
-    are the target's."""
-    whole = weight_bytes_per_device(model, demand.split, demand.parts)
+    are the target's, whose head may be elsewhere."""
+    model, split = draft.model, draft.split
+    whole = weight_bytes_per_device(model, split)
     if not mtp:
         return whole
-    return weight_bytes_per_device(model.model_copy(update={"layers": 2}), demand.split, demand.parts) - whole
+    layer = weight_bytes_per_device(model.model_copy(update={"layers": 2}), split) - whole
+    if "lm_head" in demand.parts:
+        return layer
+    return layer + whole - weight_bytes_per_device(model, split, ALL_PARTS - {"lm_head"})
 
 
 def _beside(pool: PlacedPool, demand: Demand, model: ModelSpec, weight_bytes: float, where: str) -> PlacedPool:

@@ -101,7 +101,7 @@ def _tried(
     from_tokens: list[int] = []
     for number in range(1, best[-1] + 1):
         fewer = [place for place, found in enumerate(best) if found < number]
-        from_tokens.append(batches[fewer[-1] + 1] if fewer else 1)
+        from_tokens.append(scenario.scheduler.verify_tokens * batches[fewer[-1] + 1] if fewer else 1)
     table = {str(requests): {str(m): seconds for m, seconds in times.items()} for requests, times in steps_s.items()}
     return tuple(from_tokens), {"context_tokens": context, "step_s": table}
 

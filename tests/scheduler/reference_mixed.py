@@ -37,14 +37,16 @@ def mixed_fs(
     """Duration of a step; `attention_fs` gives that of attention for (requests, context, prefill fs)."""
     micro, groups, rows = plan.micro_batches, plan.data_parallel, rows_at(plan, pools)
     assert micro is not None
-    whole_tokens = decodes + sum(chunk.tokens for chunk in chunks)
+    width = plan.verify_tokens
+    whole_tokens = width * decodes + sum(chunk.tokens for chunk in chunks)
     most, m = micro.parts, sum(whole_tokens >= tokens for tokens in micro.from_tokens)
     layers, dense_layers, moe_layers = micro.counts
     times = [sum(term.cost(chunk)[0] for term in plan.prefill) for chunk in chunks]
-    busiest, _, prefill = plan.timing.prefill(decodes, chunks, times)
-    beside = dealt(busiest - (decodes + groups - 1) // groups, m)[::-1]
+    prompts_of_busiest, _, prefill = plan.timing.prefill(0, chunks, times)
+    beside = dealt(prompts_of_busiest, m)[::-1]
     requests, prompts, completed = dealt(decodes, m), dealt(len(chunks), m)[::-1], dealt(outputs - decodes, m)[::-1]
-    sampled = [request + one for request, one in zip(requests, completed, strict=True)]
+    more = completed if width == 1 else prompts  # to verify drafts, each prompt has a row, whether it ends or not
+    sampled = [width * request + one for request, one in zip(requests, more, strict=True)]
     prompt_tokens = dealt(sum(chunk.tokens for chunk in chunks), m)[::-1]
     sharing = sum(tokens > 0 for tokens in prompt_tokens)
     whole, rest = divmod(prefill // layers, sharing or 1)  # too many femtoseconds to deal out one by one
@@ -56,12 +58,12 @@ def mixed_fs(
     for part in range(m):
         spread = (requests[part] + groups - 1) // groups
         of_busiest = {
-            "tokens": spread + beside[part],
+            "tokens": width * spread + beside[part],
             "outputs": (sampled[part] + groups - 1) // groups,
             "decodes": spread,
             "prompts": (prompts[part] + groups - 1) // groups,
         }
-        tokens = requests[part] + prompt_tokens[part]
+        tokens = width * requests[part] + prompt_tokens[part]
         of_all = {
             "tokens": tokens,
             "outputs": sampled[part],
@@ -70,6 +72,7 @@ def mixed_fs(
         }
         for counts in (of_busiest, of_all):
             counts["requests"] = counts["decodes"] + counts["prompts"]
+            counts["all_tokens"], counts["all_decodes"] = tokens, requests[part]
 
         def once(stage: str, runs: str, of_busiest=of_busiest, of_all=of_all) -> int:
             """Of row terms, in one layer of that kind."""
@@ -102,7 +105,9 @@ def mixed_fs(
         last.append(closing + once("attention", "last"))
     filled = [part for part in range(m) if requests[part] + prompt_tokens[part] > 0]
     matrices = [np.array(stations[name])[filled].T for name in ("attention", "dispatch", "experts", "combine")]
-    ahead = ahead_fs(plan, decodes, busiest, len(chunks), outputs)
+    spread, sampled_in_all = (decodes + groups - 1) // groups, outputs if width == 1 else sum(sampled)
+    tokens_ahead = width * spread + prompts_of_busiest, whole_tokens
+    ahead = ahead_fs(plan, decodes, tokens_ahead, len(chunks), sampled_in_all)
     return ahead + naive_schedule(*matrices, np.array(last)[filled])
 
 
@@ -121,11 +126,13 @@ def rows_at(plan: CostPlan, pools: ExpertPools) -> list[RowTerm]:
     return rows
 
 
-def ahead_fs(plan: CostPlan, decodes: int, busiest: int, prompts: int, outputs: int) -> int:
-    """What runs once for all micro-batches, before them."""
+def ahead_fs(plan: CostPlan, decodes: int, tokens: tuple[int, int], prompts: int, outputs: int) -> int:
+    """What runs once for all micro-batches, before them; `tokens`: of the busiest group, and of all."""
     groups = plan.data_parallel
     counts = {
-        "tokens": busiest,
+        "tokens": tokens[0],
+        "all_tokens": tokens[1],
+        "all_decodes": decodes,
         "outputs": (outputs + groups - 1) // groups,
         "decodes": (decodes + groups - 1) // groups,
         "prompts": (prompts + groups - 1) // groups,

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
+from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.operators import RowKind
 from pimserve.device_models.plan import CostPlan
 from pimserve.scheduler.speculative_spec import SpeculativeSpec
 
+from .mixed_strategies import mixed
 from .prefix_strategies import prefix_cases, tier_cases
 from .strategies import Case, balances, cases, expert_terms, row_terms, serial_plans
 
@@ -29,21 +31,30 @@ def speculations(draw: st.DrawFn) -> SpeculativeSpec:
 
 
 @st.composite
-def _plans(draw: st.DrawFn) -> CostPlan:
-    """Of one to three data-parallel groups, with up to two terms that count tokens or decoding requests of all."""
-    plan = draw(serial_plans(st.none() | expert_terms()))
+def _plans(draw: st.DrawFn, experts: st.SearchStrategy[ExpertTerm | None] | None = None) -> CostPlan:
+    """Of one to three data-parallel groups, with up to two terms that count tokens or decoding requests of all; with
+    such experts, or without."""
+    plan = draw(serial_plans(st.none() | expert_terms() if experts is None else experts))
     kinds: list[RowKind] = ["all_tokens", "all_decodes"]
     shared = draw(st.lists(st.tuples(row_terms("xpu"), st.sampled_from(kinds)), max_size=2))
     return replace(plan, rows=(*plan.rows, *(replace(term, rows=rows) for term, rows in shared)))
 
 
 @st.composite
-def speculative_cases(draw: st.DrawFn) -> Case:
-    """Cases whose KV cache holds one request of the longest length and drafts.
+def _mixed_plans(draw: st.DrawFn) -> CostPlan:
+    """Those with experts on devices of their own."""
+    return draw(mixed(draw(_plans(expert_terms()))))
+
+
+@st.composite
+def speculative_cases(draw: st.DrawFn, *, elsewhere: bool = False) -> Case:
+    """Cases whose KV cache holds one request of the longest length and drafts; `elsewhere`: with experts on devices of
+    their own.
 
     A third has a prefix cache, another one tiers below that; data-parallel groups of others may wait with prompts.
     """
-    case = draw(st.one_of(cases(_plans()), prefix_cases(of=_plans()), tier_cases(of=_plans())))
+    plans = _mixed_plans() if elsewhere else _plans()
+    case = draw(st.one_of(cases(plans), prefix_cases(of=plans), tier_cases(of=plans)))
     if case.groups > 1 and case.prefixes is None:
         case = replace(case, balance=draw(st.none() | balances()))
     spec = draw(speculations())

@@ -2,15 +2,16 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
+from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.slo import SloSpec
 from pimserve.loadgen.traces.ragged import Ragged
@@ -272,8 +273,40 @@ def test_same_with_drafts_to_verify(case: Case) -> None:
     assert_equal(case)
 
 
+@examples(120)
+@given(speculative_cases(elsewhere=True))
+def test_same_with_drafts_to_verify_and_experts_on_devices_of_their_own(case: Case) -> None:
+    for request in case.requests:
+        if request.arrival_fs is not None:
+            request.arrival_fs -= request.arrival_fs % FS_PER_PS
+    assert_equal(case)
+
+
 @examples(60)
-@given(received_cases(cases() | prefix_cases() | windowed_prefix_cases()) | received_cases(speculative_cases()))
+@given(speculative_cases(elsewhere=True))
+def test_one_micro_batch_over_no_link_takes_what_one_group_of_devices_takes(case: Case) -> None:
+    """Where attention is in one part, and the others' experts are as fast; every layer is drawn, as between token
+    counts of pools one rounds by layer, and the other by step."""
+    plan, routing = case.plan, replace(case.routing, mode="exact")
+    assert plan.micro_batches is not None
+    assume(isinstance(plan.experts, ExpertTerm))  # no group of devices has hot and cold ones
+    micro = replace(plan.micro_batches, from_tokens=(1,))
+    rows = tuple(term for term in plan.rows if term.stage == "attention")
+    alone = replace(plan, data_parallel=1, rows=rows, link=None)
+    (log, table, _), (other_log, other_table, _) = (
+        run_engine(replace(case, plan=replace(alone, micro_batches=each), routing=routing)) for each in (micro, None)
+    )
+    assert log.all_steps == other_log.all_steps
+    assert rows_of(table) == rows_of(other_table)
+    assert log.sampled_rows == other_log.sampled_rows
+    assert log.energy_pj == other_log.energy_pj
+
+
+@examples(60)
+@given(
+    received_cases(cases() | prefix_cases() | windowed_prefix_cases())
+    | received_cases(speculative_cases() | speculative_cases(elsewhere=True))
+)
 def test_same_where_requests_bring_their_kv_cache(case: Case) -> None:
     for request in case.requests:
         assert request.arrival_fs is not None
@@ -337,6 +370,14 @@ def test_same_with_experts_on_devices_of_their_own(case: Case) -> None:
             "cluster.tensor_parallel=1",
             "cluster.placement={experts: {device: duplex}, micro_batches: 2, lm_head: experts}",
         ],
+        [
+            "workload.num_requests=12",
+            "cluster.device=h100",
+            "cluster.devices_per_node=4",
+            "cluster.tensor_parallel=2",
+            "cluster.placement={experts: {device: {preset: aimc-realistic, spread: experts}}, lm_head: experts}",
+            "scheduler.speculative={method: mtp, num_speculative_tokens: 2, acceptance: 0.7}",
+        ],
     ],
 )
 def test_same_on_devices_of_the_catalogue(overrides: list[str]) -> None:
@@ -377,6 +418,7 @@ def case_of(scenario: Scenario, prepared: Prepared, workload: Workload) -> Case:
         full_groups=groups.full,
         windowed_groups=groups.windowed,
         window_tokens=groups.window_tokens,
+        speculative=scheduler.speculative,
     )
 
 

@@ -153,10 +153,17 @@ MTP = "scheduler.speculative={method: mtp, num_speculative_tokens: 3, acceptance
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["cluster.pools={prefill: {}, decode: {placement: {experts: {device: h100}}}}"], "devices of their own"),
         (["model=gpt-oss-120b", "cluster.device=h100", "scheduler.enable_prefix_caching=true"], "attention windows"),
         (["cluster.device=aimc-realistic", "cluster.devices_per_node=1", TINY], "of this kind"),
-        (["cluster.placement={experts: {device: h100}}"], "devices of their own"),
+        (["cluster.device=aimc-realistic", "cluster.placement={experts: {device: h100}}"], "of this kind"),
+        (
+            [
+                "scheduler.speculative={num_speculative_tokens: 3, acceptance: 0.6, method: draft_model, "
+                "draft_time_share: 0.1}",
+                "cluster.pools={prefill: {}, decode: {placement: {experts: {device: h100}}}}",
+            ],
+            "with experts on devices of their own: use method mtp, or name the model",
+        ),
         (["scheduler.max_num_seqs=600"], "must be at least max_num_seqs \\(600\\) x 4"),
     ],
 )

@@ -94,7 +94,7 @@ class MixedTurn:
         self._experts = experts
         self._spans = spans
         costs, senders = experts.costs, experts.dispatch.senders
-        self._tokens = np.stack([part.tokens for part in parts_of(costs.plan, spans)], axis=1)
+        self._tokens = np.stack([costs.plan.tokens_of(part) for part in parts_of(costs.plan, spans)], axis=1)
         self._outcomes = np.stack([costs.outcomes(first_steps, part) for part in range(experts.parts)], axis=1)
         each = np.arange(senders)[:, None, None]
         tokens_of = self._tokens // senders + (each < self._tokens % senders)

@@ -212,6 +212,25 @@ SCENARIOS: dict[str, list[str]] = {
         "faults={detection_s: 0.05, events: [{at_s: 0.1, replica: 0, kind: fail, for_s: 0.15}, "
         "{at_s: 0.15, replica: 1, kind: slow, factor: 1.5, for_s: 0.15}]}",
     ],
+    "drafts, experts on h100, two micro-batches": [
+        "cluster={device: h100, devices_per_node: 4, tensor_parallel: 2, replicas: 2, placement: {experts: {device: "
+        "h100}, lm_head: experts, micro_batches: 2}}", "workload.arrival={process: poisson, rate_per_s: 40}",
+        "scheduler.speculative={method: mtp, num_speculative_tokens: 2, acceptance: 0.7}",
+        "faults={detection_s: 0.05, events: [{at_s: 0.1, replica: 0, kind: fail, for_s: 0.15}, "
+        "{at_s: 0.15, replica: 1, kind: slow, factor: 1.5, for_s: 0.15}]}",
+    ],
+    "drafts, hot experts on h100, cold ones on aimc, every layer drawn": [
+        "cluster={device: duplex, devices_per_node: 2, placement: {hot_experts: {device: h100, devices_per_node: 1, "
+        "count: 2}, experts: {device: aimc-realistic}, micro_batches: 3}}",
+        "routing={popularity: zipf, zipf_exponent: 1.0, mode: exact}", "workload.num_requests=6", "run.warmup_s=0",
+        "scheduler.speculative={method: mtp, num_speculative_tokens: 3, acceptance: 0.7}",
+    ],
+    "drafts in mixed pools": [
+        "cluster.pools={prefill: {device: h100, replicas: 2}, decode: {device: h100, devices_per_node: 2, replicas: 2, "
+        "placement: {experts: {device: h100}, micro_batches: 2}}}",
+        "scheduler.speculative={method: mtp, num_speculative_tokens: 1, acceptance: 0.7}",
+        "workload.arrival={process: poisson, rate_per_s: 20}",
+    ],
     "experts on h100, three micro-batches, every layer drawn": [
         "cluster={device: duplex, devices_per_node: 2, placement: {experts: {device: h100}, micro_batches: 3}}",
         "routing={popularity: zipf, zipf_exponent: 1.0, mode: exact}", "workload.num_requests=6", "run.warmup_s=0",
@@ -298,6 +317,7 @@ DEEP = {name for name in SCENARIOS if name.endswith(", every layer drawn")} | {
     "classes by priority",
     "dense layers, shared experts and head with the cold ones",
     "drafts beside prefix caches",
+    "drafts in mixed pools",
     "experts on aimc",
     "experts on aimc that are programmed anew",
     "experts that are cut over aimc chips",

@@ -44,6 +44,10 @@ CASES = {
     "measured": ("llama_h100_measured", []),
     "aimc": ("mixtral_aimc", ["run={warmup_s: 0, cooldown_s: 0}"]),
     "mixed": (None, ["cluster.replicas=2", MIXED]),
+    "mixed, drafts": (
+        None,
+        [MIXED, "scheduler.speculative={method: mtp, num_speculative_tokens: 2, acceptance: 0.7}"],
+    ),
     "mixed pools": ("prefill_decode_pools", [MIXED_POOL, "run={warmup_s: 0}"]),
     "rebalanced": (
         None,
