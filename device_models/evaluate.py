@@ -294,11 +294,11 @@ class DecodeSpan(NamedTuple):
         """
         mean = duration_fs // most
         n = max(1, limit_fs * most // duration_fs)
-        time = self.duration_fs(n)
+        time, less = self.duration_fs(n), 0
         while time < limit_fs:
-            n = min(most, n + 1 + (limit_fs - time) // (mean + 1))
+            less, n = n, min(most, n + 1 + (limit_fs - time) // (mean + 1))
             time = self.duration_fs(n)
-        while n > 1:
+        while n - 1 > less:
             before = self.duration_fs(n - 1)
             if before < limit_fs:
                 break

@@ -349,7 +349,7 @@ class DataParallelEngine:
         paced = self.costs.groups_span(step, groups, most)
         span, steps = paced.span, paced.span.steps
         for core in decoding:
-            steps, _ = core.decoding.steps_within(steps, step, core.kv.blocks - core.kv.used)
+            steps = core.decoding.steps_within(steps, step, core.kv.blocks - core.kv.used)
         duration = span.duration_fs(steps)
         if steps > 1 or whole:
             joins_fs = min(self.costs.ends_fs, *(core.admission.next_change_fs(clock) for core in cores))
@@ -365,7 +365,7 @@ class DataParallelEngine:
         self._join(span.duration_fs(1))
         used = sum([core.kv.used for core in cores])
         for core in decoding:
-            core.kv.used += core.decoding.steps_within(steps, step, core.kv.blocks - core.kv.used)[1]
+            core.kv.used += core.decoding.blocks_within(steps, step)
         decodes, context = map(sum, zip(*groups, strict=True))
         emits = sum([core.decoding.emits(step) for core in decoding])
         shape = steps, decodes, context, 0, 0, emits, span.busiest_tokens, 0, 0, 0, 0

@@ -125,28 +125,33 @@ class Decoding:
         cycles = range(0, steps - 1, size)
         return [(cycle + later, blocks) for cycle in cycles for later, blocks in first if cycle + later < steps]
 
-    def steps_within(self, steps: int, step: int, free: int) -> tuple[int, int]:
-        """(as many of `steps` from `step` on as `free` blocks allow, blocks that they take); the first has its own."""
+    def steps_within(self, steps: int, step: int, free: int) -> int:
+        """As many of `steps` from `step` on as `free` blocks allow; the first one has its own."""
+        size, per_cycle = self._block_size, self._per_cycle
+        cycles = (steps - 1) // size
+        if (cycles + 1) * per_cycle <= free:
+            return steps
+        cycles = min(cycles, free // per_cycle)
+        needed = cycles * per_cycle
+        done = cycles * size
+        while done < steps - 1:
+            needed += self._crossings[(step + 1 + done) % size]
+            if needed > free:
+                break
+            done += 1
+        return done + 1
+
+    def blocks_within(self, steps: int, step: int) -> int:
+        """KV blocks that they take in so many steps from `step` on, but for the first one."""
         size = self._block_size
         cycles, rest = divmod(steps - 1, size)
         needed = cycles * self._per_cycle
-        if needed + self._per_cycle > free:
-            cycles = min(cycles, free // self._per_cycle)
-            needed = cycles * self._per_cycle
-            done = cycles * size
-            while done < steps - 1:
-                crossing = self._crossings[(step + 1 + done) % size]
-                if needed + crossing > free:
-                    break
-                needed += crossing
-                done += 1
-            return done + 1, needed
         if rest:
             first = (step + 1) % size
             needed += sum(self._crossings[first : first + rest])
             if first + rest > size:
                 needed += sum(self._crossings[: first + rest - size])
-        return steps, needed
+        return needed
 
     def state(self) -> dict[str, Any]:
         """The sums, as JSON can hold them."""

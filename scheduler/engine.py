@@ -43,7 +43,6 @@ class _Left(NamedTuple):
     of: tuple[ReplicaCosts, int, int, int, int, int]
     span: Span
     steps: int
-    blocks: int
     duration_fs: int
 
 
@@ -326,25 +325,27 @@ class Engine(EngineCore):
         kv, decoding, step, clock = self.kv, self.decoding, self.step, self.clock
         decodes, context, used = decoding.count, decoding.context, kv.used
         most = 1 if single else decoding.steps_to_change(step)
-        left, self._left = self._left, None
-        if left is not None and left.of == (self.costs, step, decodes, context, most, used):
-            _, span, steps, blocks, duration = left
+        if (left := self._left) is not None:
+            self._left = None
+            if left.of != (self.costs, step, decodes, context, most, used):
+                left = None
+        if left is not None:
+            _, span, steps, duration = left
         else:
             span = self.costs.decode_span(step, decodes, context, most)
-            steps, blocks = decoding.steps_within(span.steps, step, kv.blocks - used)
+            steps = decoding.steps_within(span.steps, step, kv.blocks - used)
             duration = span.duration_fs(steps)
         if steps > 1 or whole:
-            # What ends the costs ends a span as someone who joins does.
-            joins_fs = min(self.admission.next_change_fs(clock), self.costs.ends_fs)
-            if whole and joins_fs >= until_fs and clock + duration > until_fs:
-                self._left = _Left((self.costs, step, decodes, context, most, used), span, steps, blocks, duration)
+            joins_fs, ends_fs = self.admission.next_change_fs(clock), self.costs.ends_fs  # either ends a span
+            if whole and clock + duration > until_fs and min(joins_fs, ends_fs) >= until_fs:
+                self._left = _Left((self.costs, step, decodes, context, most, used), span, steps, duration)
                 kv.used -= decoding.growth(step)  # its first step has not grown yet
                 # Who joins before the span ends may leave first.
-                return min(joins_fs, clock + duration)
-            limit = min(min(until_fs, joins_fs) - clock, SPAN_FS_LIMIT)
+                return min(joins_fs, ends_fs, clock + duration)
+            limit = min(until_fs, joins_fs, ends_fs, clock + SPAN_FS_LIMIT) - clock
             if steps > 1 and duration > limit:
                 steps, duration = span.first_reaching(limit, steps, duration)
-                steps, blocks = decoding.steps_within(steps, step, kv.blocks - used)
+        blocks = decoding.blocks_within(steps, step) if steps > 1 else 0
         if waits_fs:
             self.held_up(waits_fs, duration)
         if self.admission.joined:
