@@ -77,9 +77,8 @@ def step_of(
         dram += chunk_dram
         compute += chunk_compute
     busiest, anchor, prefill_fs = timing.prefill(decodes, chunks, times, verify_tokens)
-    prompts = len(chunks)
-    counts = 1, decodes, context, tokens, prompts, outputs
-    return *counts, busiest, anchor, prefill_fs, dram, compute, decodes, context, prompts, outputs
+    n, paced = len(chunks), (decodes, context, len(chunks), outputs)
+    return 1, decodes, context, tokens, n, outputs, busiest, anchor, prefill_fs, dram, compute, *paced
 
 
 def shape_of(

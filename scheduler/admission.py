@@ -45,6 +45,7 @@ class Admission:
         self._running = running
         self._replica = replica
         self._takes_over = takes_over
+        self.brings_some = takes_over or kv.swap is not None  # whether any may bring its KV cache
         self.partial: dict[int, tuple[int, int]] = {}  # requests by admission: prefill length, computed
         # Requests that have their blocks, and wait until the first of these are loaded: when, who, and tokens in them.
         self.loading: list[tuple[int, int, int]] = []
@@ -72,21 +73,22 @@ class Admission:
         """Chunks of prompts in a step, and requests whose prompt is complete with it; nobody joins without `admit`."""
         chunks: list[ChunkShape] = []
         completed: list[int] = []
-        running, queue, kv, most, tiers = self._running, self._queue, self._kv, self._most, self._kv.tiers
+        running, queue, kv, decoding = self._running, self._queue, self._kv, self._decoding
+        tiers, at_once = kv.tiers, 0 if kv.prefixes else self._most  # tokens of a prompt that is computed in one go
         if tiers is not None:
             tiers.now_fs = now_fs
-        budget = self._budget - self._decoding.count * self._decoding.verify_tokens
+        budget = self._budget - decoding.count * decoding.verify_tokens
         if self.partial:
             for request, (length, computed) in list(self.partial.items()):
                 if budget > 0:
                     budget = self._chunk(chunks, completed, request, length, computed, budget)
-        if admit and self.loading:
+        if self.loading and admit:
             budget = self._loaded(chunks, completed, now_fs, budget)
         while admit and queue.next_fs <= now_fs and budget > 0 and len(running) < self._max_num_seqs:
             request = queue.peek(now_fs)
             length = self._input[request] + self._emitted_tokens[request]  # those that it had before, or elsewhere
-            brings = self.brings_kv(request)
-            if brings and budget < self._decoding.verify_tokens:
+            brings = self.brings_some and self.brings_kv(request)
+            if brings and budget < decoding.verify_tokens:
                 break
             there = kv.admit(request, length, prompt=not brings)
             if there < 0:
@@ -103,10 +105,10 @@ class Admission:
                 if kv.swap is not None:
                     self._swapped_blocks[request] += kv.swap.give_back(request)
                 self._take_over(request, length - 1, step)
-                budget -= self._decoding.verify_tokens
+                budget -= decoding.verify_tokens
                 continue
             running[request] = 0
-            if length <= budget and length <= most and not kv.prefixes:  # the usual case of _chunk
+            if length <= budget and length <= at_once:  # the usual case of _chunk
                 chunks.append((length, 0))
                 completed.append(request)
                 budget -= length

@@ -89,6 +89,7 @@ class Engine(EngineCore):
             classes=classes,
         )
         self.costs = costs  # of steps from the next one on
+        self._copies = self.admission.brings_some or kv.tiers is not None  # whether blocks come from elsewhere
         self._until_fs = FOREVER  # of `advance`
         # From when on it must not look up what other replicas may still write (`TierTurns`), and whether it would have.
         self.looks_before_fs = FOREVER
@@ -215,19 +216,22 @@ class Engine(EngineCore):
         """
         queue, decoding, running, kv = self.queue, self.decoding, self.running, self.kv
         loading = self.admission.loading
-        self._until_fs, self.paused, looks_before_fs = until_fs, False, self.looks_before_fs
+        self._until_fs, self.paused = until_fs, False
+        heeds_fs = min(self.looks_before_fs, self.costs.ends_fs)
         while self.clock < (until_fs := self._until_fs):
             next_fs = min(queue.next_fs, loading[0][0]) if loading else queue.next_fs
             if not running:
                 if next_fs >= until_fs:
                     return next_fs
                 self.clock = max(self.clock, next_fs)
-            if self.clock >= looks_before_fs and self.admission.looks_up(self.clock):
-                self.paused = True
-                return self.clock
-            if self.clock >= self.costs.ends_fs:
-                self._log.use(costs := self.costs.at(self.clock))
-                self.costs = costs
+            if self.clock >= heeds_fs:
+                if self.clock >= self.looks_before_fs and self.admission.looks_up(self.clock):
+                    self.paused = True
+                    return self.clock
+                if self.clock >= self.costs.ends_fs:
+                    self._log.use(costs := self.costs.at(self.clock))
+                    self.costs = costs
+                    heeds_fs = min(self.looks_before_fs, costs.ends_fs)
             preempted = False
             if decoding.count:
                 blocks = decoding.growth(self.step)  # that decoding requests cross into in this step
@@ -243,9 +247,7 @@ class Engine(EngineCore):
                         return change_fs
                     self.clock = change_fs
                     continue
-                waits_fs = 0 if kv.swap is None else self.wait_for_copies()
-                single = preempted or waits_fs > 0
-                ends = self._decode_span(until_fs, waits_fs, single=single, whole=lazily and not single)
+                ends = self._decode_span(until_fs, preempted, lazily)
                 if ends > self.clock:
                     return ends
         return self.clock
@@ -293,15 +295,15 @@ class Engine(EngineCore):
         chunks, completed = self.admission.schedule(self.step, self.clock, admit=not preempted)
         if not chunks:
             return False
-        waits_fs = 0 if self.kv.swap is None else self.wait_for_copies()
-        decoding, used, clock = self.decoding, self.kv.used, self.clock
+        decoding, kv = self.decoding, self.kv
+        waits_fs = self.wait_for_copies() if self._copies else 0
+        used, clock = kv.used, self.clock
         decodes, context = decoding.count, decoding.context
-        outputs = decoding.emits(self.step) + len(completed)
+        emits = decodes if decoding.verify_tokens == 1 else decoding.emits(self.step)
+        outputs = emits + len(completed)
         shape, duration = self.costs.prompt_step(self.step, decodes, context, chunks, outputs)
-        if waits_fs:
-            self.held_up(waits_fs, duration)
-        if self.admission.joined:
-            self.join(duration)
+        if self._copies:
+            self._join(waits_fs, duration, duration)
         self._span((*divmod(clock, FS_PER_PS), *shape, used, used, duration))
         self.departures.ended_nobody()
         self.decoded(1, self.clock + duration)
@@ -316,12 +318,24 @@ class Engine(EngineCore):
         if self._sessions is not None:
             self._until_fs = min(self._until_fs, self._sessions.finished(request, self.clock // FS_PER_PS))
 
-    def _decode_span(self, until_fs: int, waits_fs: int, *, single: bool, whole: bool) -> int:
+    def _join(self, waits_fs: int, step_fs: int, first_fs: int) -> None:
+        """Of those who join the step that begins now, or are held up by copies: their tokens come at its end."""
+        if waits_fs:
+            self.held_up(waits_fs, step_fs)
+        if self.admission.joined:
+            self.join(first_fs)
+
+    def _decode_span(self, until_fs: int, single: bool, whole: bool) -> int:
         """Steps in which only decoding goes on, up to the next one in which anything else can happen.
 
-        Returns the time at which they end. The first one was held up by `waits_fs`, and is `single` then. With `whole`,
-        steps that would end after `until_fs` are not run.
+        Returns the time at which they end. With `single`, or where copies hold it up, that is one. With `whole`, steps
+        that would end after `until_fs` are not run.
         """
+        waits_fs = 0
+        if self._copies and (waits_fs := self.wait_for_copies()):
+            single = True
+        if single:
+            whole = False
         kv, decoding, step, clock = self.kv, self.decoding, self.step, self.clock
         decodes, context, used = decoding.count, decoding.context, kv.used
         most = 1 if single else decoding.steps_to_change(step)
@@ -346,17 +360,15 @@ class Engine(EngineCore):
             if steps > 1 and duration > limit:
                 steps, duration = span.first_reaching(limit, steps, duration)
         blocks = decoding.blocks_within(steps, step) if steps > 1 else 0
-        if waits_fs:
-            self.held_up(waits_fs, duration)
-        if self.admission.joined:
-            self.join(span.duration_fs(1))
-        if kv.tiers is not None:
-            grow_by_step(kv, decoding, span, step, steps, clock)
+        if self._copies:
+            self._join(waits_fs, duration, span.duration_fs(1))
+            if kv.tiers is not None:
+                grow_by_step(kv, decoding, span, step, steps, clock)
         kv.used = used + blocks
-        begin = divmod(clock, FS_PER_PS)
         emits = decodes if decoding.verify_tokens == 1 else decoding.emits(step)
+        ps, fs = divmod(clock, FS_PER_PS)
         shape = steps, decodes, context, 0, 0, emits, span.busiest_tokens, 0, 0, 0, 0, decodes, context, 0, emits
-        self._span((*begin, *shape, used, kv.used, duration))
+        self._span((ps, fs, *shape, used, kv.used, duration))
         self.departures.ended_nobody()
         self.decoded(steps, self.clock + duration)
         return self.clock

@@ -65,6 +65,8 @@ class MixedSpan:
 class MixedCosts(ReplicaCosts):
     """Times of steps on one replica of a plan with micro-batches."""
 
+    __slots__ = ("_decoding", "_micro", "_once_fs", "_outcomes_fs", "_rows")  # as `EngineCore` has some
+
     def __init__(self, plan: CostPlan, pools: ExpertPools | None, *, replica: int, seed: int, exact: bool) -> None:
         super().__init__(plan, pools, replica=replica, seed=seed, exact=exact)
         assert plan.micro_batches is not None

@@ -63,9 +63,7 @@ class SpanColumns(NamedTuple):
 
 
 _SHAPE = slice(SpanColumns._fields.index(StepShape._fields[0]), SpanColumns._fields.index(StepShape._fields[-1]) + 1)
-_STEP = np.dtype(
-    [("duration_fs", np.int64), ("context", np.int64), ("decodes", np.int32), ("prefill_tokens", np.int32)]
-)
+_STEP = np.dtype([("duration_fs", "i8"), ("context", "i8"), ("decodes", "i4"), ("prefill_tokens", "i4")])
 _ROWS_PER_FLUSH = 8192
 _STEPS_PER_FLUSH = 3 * 2**14  # columns of more do not stay in the cache, and take new memory each time
 _NO_BOUND = 2**62 * FS_PER_PS
@@ -115,6 +113,8 @@ class StepLog(CostTotals):
         rows_per_flush: how many rows are digested together at most; None: as many as is fastest.
         longest_gaps: whether the longest gap between tokens of each request is kept.
     """
+
+    __slots__ = ("_bytes_per_flush", "_pending_steps", "_rows")  # as `EngineCore` has some
 
     def __init__(
         self,
