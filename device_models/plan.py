@@ -143,7 +143,8 @@ class PrefillAttentionTerm:
     def extent(self, chunk: ChunkShape) -> tuple[int, int, int]:
         """(q, kv, pairs) of a chunk."""
         q, context = chunk
-        window = self.window_tokens if self.window_tokens is not None else context + q
+        if (window := self.window_tokens) is None:
+            return q, context + q, q * (context + q) - (q * (q - 1) // 2 if self.causal else 0)
         if not self.causal:
             pairs = q * min(context + q, window)
         else:
