@@ -113,7 +113,7 @@ class ActiveSessions(Sessions):
         for root in range(self._roots_sent, min(held, self.starts)):  # begin when they are due
             if self._due_ps(root) >= end_ps:
                 break
-            end_ps = min(end_ps, self._due_ps(root) + self.beside_ps + self.least_ps[root])
+            end_ps = min(end_ps, self._due_ps(root) + self._followed_after_ps(root))
         return end_ps
 
     def sent(self, roots: IntArray, before_ps: int) -> list[tuple[int, int]]:

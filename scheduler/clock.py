@@ -36,6 +36,7 @@ from pimserve.scheduler.outcomes import cut_off
 from pimserve.scheduler.pool_orders import PoolOrders
 from pimserve.scheduler.request_numbers import RequestNumbers
 from pimserve.scheduler.requests import FINISHED, FOREVER, RequestTable
+from pimserve.scheduler.sessions import Sessions
 from pimserve.scheduler.shard_port import NONE, Order, Report, ShardPort
 from pimserve.scheduler.window import MeasuredWindow
 from pimserve.scheduler.window_length import WindowLength
@@ -96,6 +97,7 @@ class Clock:
         self._pools = None if fleet.link is None else PoolOrders(fleet, fleet.link, faults, table)
         self.handovers: Handovers | None = None if self._pools is None else self._pools.handovers
         self.arrivals = Arrivals(table, fleet, stop_fs, clients)
+        self._bounds = clients.bounds if isinstance(clients, Sessions) else None
         self.now_fs = self._left = 0
         self.window = 0  # windows that have ended
         closed = fleet.concurrency is not None or (clients is not None and clients.closed)
@@ -330,6 +332,8 @@ class Clock:
             sessions=self.arrivals.sessions_of(requests) if self._exact else (),
             conditions=conditions,
         )
+        if self._bounds is not None:
+            self._bounds.place(order.requests, order.replicas)
         if self._pools is None:
             return self._take(order, self._carry_out(order, self.shards))
         most = self.commands.spec.max_num_seqs
@@ -356,6 +360,8 @@ class Clock:
             for state in report.states:
                 up = self.faults.conditions[state.replica].up
                 self._states[state.replica] = state if up else replace(state, up=False)
+                if self._bounds is not None:
+                    self._bounds.heard(state)
                 if seen and self._pools is not None:
                     self._pools.reported(state)
                 if seen and state.pool != DECODE:

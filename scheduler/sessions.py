@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from pimserve.arrays import IntArray
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.loadgen.turns import Turns
 from pimserve.scheduler.requests import FINISHED, FOREVER, NEVER, SERVABLE, RequestTable
+
+if TYPE_CHECKING:
+    from pimserve.scheduler.follow_bounds import FollowBounds
 
 
 class Sessions:
@@ -26,6 +29,7 @@ class Sessions:
 
     rows_stay = True
     closed = False
+    bounds: FollowBounds | None = None  # of ends that are not known, where replicas are elsewhere
 
     def __init__(
         self, turns: Turns, table: RequestTable, frontend_ps: int, *, here: bool = False, routed_here: bool = False
@@ -55,6 +59,8 @@ class Sessions:
         self._followed: list[tuple[int, int]] = []
         self.ended = bytearray(len(turns))
         self._roots_sent = 0
+        if self.bounds is not None:
+            self.bounds.reset()
 
     def finished(self, request: int, finish_ps: int) -> int:
         """A request has finished here; returns the time, fs, at which its replica has to stop for who comes then."""
@@ -116,7 +122,7 @@ class Sessions:
         refused = self.here and not self.routed_here and self._table.views["reject_reason"][request] != SERVABLE
         heappush(self.refused if refused else self.coming, (arrival_ps, request))
         if not self.here and request < len(self.ended) and self.least_ps[request] < FOREVER:
-            heappush(self._followed, (arrival_ps + self.beside_ps + self.least_ps[request], request))
+            heappush(self._followed, (arrival_ps + self._followed_after_ps(request), request))
 
     def settle(self, known_ps: int) -> None:
         """The order of answers is no matter."""
@@ -131,15 +137,20 @@ class Sessions:
         while followed and arrived[followed[0][1]] != NEVER:
             heappop(followed)
         if under_way:
-            end_ps = min(end_ps, known_ps + under_way[0][0])
+            sent_ps = 0 if self.bounds is None else self.bounds.earliest_ps
+            end_ps = min(end_ps, max(known_ps + under_way[0][0], sent_ps + self.beside_ps))
         if followed:
             end_ps = min(end_ps, followed[0][0])
-        least, beside = self.least_ps, self.beside_ps
         for root in range(first_root, self.roots):
             if arrived[root] >= end_ps:
                 break
-            end_ps = min(end_ps, arrived[root] + beside + least[root])
+            end_ps = min(end_ps, arrived[root] + self._followed_after_ps(root))
         return end_ps
+
+    def _followed_after_ps(self, request: int) -> int:
+        """From a request's arrival to that of a follower, at least."""
+        runs_ps = 0 if self.bounds is None else self.bounds.runs_ps(request)
+        return runs_ps + self.beside_ps + self.least_ps[request]
 
     def sent(self, roots: IntArray, before_ps: int) -> list[tuple[int, int]]:
         """Those of `roots` are under way too, and the followers of those that cannot be served may arrive already."""
@@ -160,6 +171,8 @@ class Sessions:
     def _goes(self, request: int) -> None:
         if not self.here and request < len(self.ended) and self.least_ps[request] < FOREVER:
             heappush(self._under_way, (self.least_ps[request], request))
+            if self.bounds is not None:
+                self.bounds.goes(request)
 
     def state(self) -> dict[str, Any]:
         """How many roots have arrived, and injected requests that have yet to; all else follows from the table."""

@@ -29,6 +29,7 @@ from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import Control
 from pimserve.scheduler.faults import Faults, FaultSpec
 from pimserve.scheduler.fleet import DECODE, Fleet, Pool, RowSink
+from pimserve.scheduler.follow_bounds import FollowBounds
 from pimserve.scheduler.handover import HandoverFigures, Link
 from pimserve.scheduler.latencies import Latencies
 from pimserve.scheduler.load_shedding import check_shedding
@@ -243,6 +244,8 @@ def _clock(
         table.prefixes = prefixes
     sending = clients(table)
     followed = sending if isinstance(sending, Sessions) and sending.here else None
+    if isinstance(sending, Sessions) and not (followed or fleet.link or faults.any or fleet.spec.sheds):
+        sending.bounds = FollowBounds(fleet, table, sending)
     if deployment.shards is None:
         shard = Shard(fleet, range(fleet.replicas), table, write_rows, sessions=followed)
         shards: Sequence[ShardPort] = [shard]

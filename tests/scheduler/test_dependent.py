@@ -147,6 +147,16 @@ def test_windows_shards_and_interruptions_do_not_matter(
     assert np.array_equal(continued.table, run.table)
 
 
+@examples(150)
+@given(dependent(["sessions", "active sessions"]), st.integers(1, 3))
+def test_windows_of_several_shards_end_before_anybody_may_follow(case: Dependent, shards: int) -> None:
+    case.faults = FaultSpec()
+    run = case.run()
+    apart = case.run(Deployment(shards=spread(1 if case.in_one_shard else min(shards, case.replicas))))
+    assert digest(apart.served) == digest(run.served)
+    assert np.array_equal(apart.table, run.table)
+
+
 @examples(30)
 @given(dependent(["sessions", "active sessions"]), st.integers(10, 300), st.integers(0, 1000), st.booleans())
 def test_a_shard_that_routes_who_follows_goes_on_where_it_was_interrupted(
