@@ -59,8 +59,8 @@ def _figures(comparison: Comparison, letters: Sequence[str], others: Sequence[in
         for group, quantities in groupby(comparison.quantities, lambda quantity: quantity.group)
     ]
     drawn = plain_table()
+    drawn.add_column("")  # breaks where there is no room, so that nothing is cut
     drawn.add_column("", no_wrap=True)
-    drawn.add_column("")
     for index, column in enumerate(tables[0].columns):
         is_ratio = index > 0 and index % 2 == 0
         drawn.add_column(column, justify="right", min_width=7 if is_ratio else 9, no_wrap=True)

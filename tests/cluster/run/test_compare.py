@@ -184,6 +184,21 @@ def test_tables_fit_the_width_and_hold_every_run(save, width, number, monkeypatc
     assert ratios == [f"{1 + index:.2f}x" if index < 9 else f"{1 + index:.1f}x" for index in range(1, number)]
 
 
+def test_a_long_label_breaks_before_units_and_ratios_are_cut(save, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    unit = "experts digital units that many tiles wait for"
+    runs = [save(name, kv__capacity_tokens=12_566_288, unit_busy_share={unit: 0.5}) for name in ("a", "b")]
+    lines = report(compare(runs)).splitlines()
+    assert max(map(len, lines)) <= 80
+    cells = [line.split() for line in lines]
+    assert ["A", "B", "B/A"] in cells
+    (ttft,) = [each for each in cells if each[:2] == ["TTFT", "mean"]]
+    assert ttft[2] in ("s", "ms")
+    assert ttft[-1] == "1.00x"
+    (capacity,) = [each for each in cells if each[:3] == ["KV", "cache,", "tokens"]]
+    assert capacity[3:] == ["12,566,288", "12,566,288", "1.00x"]
+
+
 def test_report_names_runs_values_and_differences(save):
     other = save("b", changed("run", seed=3), throughput__requests_per_s=9.5536)
     text = report(compare([save("a", SCENARIO), other]))
