@@ -103,14 +103,13 @@ class Shard:
             self._submit(order)
         for request, replica in _pairs(order.revoked, order.revoked_replicas):
             self._changed(replica).revoke(request)
-        changing = {condition.replica for condition in order.conditions}
         wanted = [index for index, pool in enumerate(self._pools) if order.pool is None or pool == order.pool]
+        may_wait = self._may_wait(order, wanted)
         if any(index in self._turns for index in wanted):
-            self._turns.advance(order.until_fs)
+            self._turns.advance(order.until_fs, may_wait)
         for index in wanted:
             engine = self.engines[index]
-            shown = order.exact or (order.shown and self._pools[index] != DECODE)
-            lazily = not order.last and self.replicas[index] not in changing and not shown
+            lazily = index in may_wait
             waits = lazily and self._quiet[index] > order.until_fs  # it would come to the same as in the last window
             waits = waits or index in self._turns  # it is there
             if engine.clock < order.until_fs and not waits:
@@ -203,9 +202,23 @@ class Shard:
             if isinstance(engine, Engine) and (tiers := engine.kv.tiers) is not None and tiers.part is not None:
                 self._shared_tier = tiers.part.shared
                 sharing.append((index, engine))
-        self._turns = TierTurns(sharing, self._quiet)
+        back = self._shared_tier is not None and self._shared_tier.tier.spec.write == "back"
+        self._turns = TierTurns(sharing, self._quiet, written_back=back)
+
+    def _may_wait(self, order: Order, wanted: Sequence[int]) -> set[int]:
+        """Of these engines, those that nobody looks at when the window ends."""
+        if order.last or order.exact:
+            return set()
+        changing = {condition.replica for condition in order.conditions}
+        return {
+            index
+            for index in wanted
+            if self.replicas[index] not in changing and not (order.shown and self._pools[index] != DECODE)
+        }
 
     def _use(self, spec: SchedulerSpec) -> None:
+        if self._shared_tier is not None:  # nobody may look up, as it lets more run, what has passed
+            self._turns.advance(self._shared_tier.settled_fs)
         if spec.router != self._spec.router:
             self._route_by(spec)
         self._spec = spec

@@ -36,6 +36,11 @@ class SharedKvTier:
         self._number = 0  # of the next thing that is asked
         self._done = 0, -1  # time and replica: nobody asks for anything before these any more
 
+    @property
+    def settled_fs(self) -> int:
+        """Up to when all was done that was asked for."""
+        return self._done[0]
+
     def part(self, replica: int) -> KvTierPart:
         """What that replica has of it."""
         return self._parts.setdefault(replica, KvTierPart(self, replica))

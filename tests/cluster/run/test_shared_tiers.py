@@ -6,6 +6,7 @@ import pytest
 
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
+from pimserve.scheduler.control import ChangeScheduler
 from pimserve.scheduler.simulation import Deployment
 from tests.cluster.documents import serve
 from tests.scheduler.test_windows import FS_PER_MS, Windows
@@ -55,3 +56,25 @@ def test_windows_change_no_bit(settings: list[str]) -> None:
     assert [cut.get(part) for part in parts] == [whole.get(part) for part in parts]
     store: dict[str, Any] = whole["kv_tiers"]["tiers"][-1]
     assert store["hit_tokens"] > 0
+
+
+THROUGH = "scheduler.kv_tiers=[{name: store, capacity_gb: 2, gb_per_s: 5, shared: true}]"
+
+
+@pytest.mark.parametrize("settings", WITH.values(), ids=WITH.keys())
+def test_windows_cut_no_span_that_writes_nothing_to_the_store(settings: list[str]) -> None:
+    # What hangs on where spans are cut: the mean of KV blocks in use, and which steps are a batch of `ci95`.
+    prepared = prepare(load_scenario(None, [*BASE, THROUGH, *settings]))
+    whole, _ = serve(prepared)
+    cut, _ = serve(prepared, deployment=Deployment(control=Windows([7 * FS_PER_MS, 50 * FS_PER_MS, FS_PER_MS // 3])))
+    parts = ["digest", "kv_tiers", "kv", "ci95"]
+    assert [cut.get(part) for part in parts] == [whole.get(part) for part in parts]
+
+
+def test_who_may_run_by_a_change_looks_nothing_up_that_has_passed() -> None:
+    prepared = prepare(load_scenario(None, [*BASE, THROUGH, *OPEN, "scheduler.max_num_seqs=1"]))
+    for window in (5, 15, 25):
+        control = Windows([100 * FS_PER_MS], {window: ChangeScheduler(max_num_seqs=8)})
+        changed, _ = serve(prepared, deployment=Deployment(control=control))
+        assert not control.refused
+        assert changed["requests"]["unfinished"] == 0
