@@ -224,7 +224,7 @@ class Clock:
         Others come after the window's beginning, after the first arrival in it, or when the replicas say. Between pools
         a report lets some go on, and any command may.
         """
-        ends_fs = [self._quiet_fs, end_fs]
+        ends_fs = [self._quiet_fs - 1, end_fs]  # somebody may end at that very time
         if self.faults.takers(self._entry):
             ends_fs += [at for at in (self.arrivals.next_fs, self.arrivals.again_fs) if at is not None]
         if self.handovers is not None:

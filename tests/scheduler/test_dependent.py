@@ -32,7 +32,7 @@ from .dependent import Dependent, Script, answers, arrivals, dependent, ended, g
 from .law_runs import Run, workload
 from .reference_engine import ReferenceRequest
 from .strategies import FS_PER_MS, Case, cases
-from .test_simulation import STEP_S, serve
+from .test_simulation import LAYERS, PLAN, STEP_S, serve
 from .test_windows import LENGTHS, Kept, Windows, spans, spread
 
 FATES = [
@@ -242,6 +242,21 @@ def test_figures_of_sessions_that_wait_for_others() -> None:
             assert found["client_queue_time_s"]["p99"] == pytest.approx(0.04, abs=1e-9)
         else:
             assert "client_queue_time_s" not in found
+
+
+def test_an_end_just_when_replicas_say_that_one_may_be_is_known_before_who_follows_comes() -> None:
+    """It is a femtosecond before a picosecond is over, in whose next one the follower meets a step of its replica."""
+    step_fs = 3_333_333_333_333
+    plan = replace(PLAN, rows=(replace(LAYERS, pieces=((step_fs, 0),)),))
+    turns = Turns.chains(np.array([-1, -1, 1]), np.zeros(3, np.int64), np.array([0, 1, 1]))
+    second_ps = 2 * step_fs // FS_PER_PS  # 666 fs after its end the first one's sixth step begins
+    spec = SchedulerSpec(long_prefill_token_threshold=1)  # in each of its steps a token of its prompt
+    for deployment in (Deployment(), Deployment(shards=spread(2))):
+        requests = [(0.0, 9, 1), (second_ps / 1e12, 1, 3), (0.0, 1, 1)]
+        served = serve(requests, turns=turns, plan=plan, spec=spec, replicas=2, deployment=deployment)
+        assert served.table["replica"].tolist() == [0, 1, 0]
+        begins_ps, sent_ps = served.table["first_scheduled_ps"], served.table["arrival_ps"][2]
+        assert sent_ps == served.table["finish_ps"][1] + 1 == begins_ps[2] == 5 * step_fs // FS_PER_PS
 
 
 def test_a_rejected_turn_has_ended_as_it_arrived() -> None:
