@@ -42,7 +42,7 @@ class ExactRouting:
         quiet_fs: of each, a time before which no request leaves; kept so.
         outstanding: of each, how many requests have not left; likewise.
         books: of the router.
-        turns: of those that share a tier; None: none do.
+        turns: of those that share a tier; None, or of none: none do.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ExactRouting:
 
     def _take_turns(self, now_fs: int) -> None:
         """Those that share a tier are advanced together, to the very time."""
-        if self._turns is not None:
+        if self._turns:
             self._turns.advance(now_fs)
             self._outstanding[:] = [engine.outstanding(now_fs) for engine in self._engines]
 

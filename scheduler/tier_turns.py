@@ -26,6 +26,10 @@ class TierTurns:
         self._quiet_fs = quiet_fs
         self._written_back = written_back
 
+    def __len__(self) -> int:
+        """How many share it."""
+        return len(self._engines)
+
     def __contains__(self, index: int) -> bool:
         """Whether the engine of that place is one of them."""
         return index in self._engines

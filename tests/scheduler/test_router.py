@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, EntryPoints
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from pimserve.scheduler import router as router_module
 from pimserve.scheduler.blind_routers import Random, RoundRobin
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.count_routers import LeastOutstanding, PowerOfTwo
+from pimserve.scheduler.exact_routing import ExactRouting
 from pimserve.scheduler.fleet import Pool
 from pimserve.scheduler.router import make_router
 from pimserve.scheduler.simulation import Served, simulate
+from pimserve.scheduler.tier_turns import TierTurns
 from tests.examples import examples
 
 PS = 1000
@@ -54,6 +57,19 @@ def test_least_outstanding_picks_a_least_one_and_takes_turns(outstanding: list[i
     assert {outstanding[replica] for replica in picked} == {min(outstanding)}
     if len(set(outstanding)) == 1:  # all equal: each in turn
         assert len(set(picked[: len(outstanding)])) == min(times, len(outstanding))
+
+
+def test_replicas_that_nobody_can_have_left_are_not_asked() -> None:
+    """Where none share a tier, whether that is said or not: else each arrival takes time for each replica."""
+    engines, quiet_fs = [Mock(), Mock()], [11, 10]
+    for turns in (None, TierTurns((), quiet_fs)):
+        outstanding, books = [3, 5], Mock(router=LeastOutstanding())
+        choose = ExactRouting(engines, quiet_fs, outstanding, books, turns).choice(range(2))
+        assert choose(0, 9) == 0
+        assert outstanding == [3, 5]
+    for engine in engines:
+        engine.advance.assert_not_called()
+        engine.outstanding.assert_not_called()
 
 
 @given(st.integers(0, 2**63), st.integers(1, 9), st.integers(0, 50))
