@@ -94,7 +94,8 @@ class EngineCore:
         """Write into this table from here on, which holds the same requests."""
         self._input = table.views["input_tokens"]
         self._output = table.views["output_tokens"]
-        self._least_steps = -(-table.least_output // self.decoding.verify_tokens)
+        # A table of which rows are not known yet has 0 tokens for them.
+        self._least_steps = max(1, -(-table.least_output // self.decoding.verify_tokens))
         self._first_token_ps = table.views["first_token_ps"]
         self._emitted_tokens = table.views["emitted_tokens"]
         self._preemptions = table.views["preemptions"]

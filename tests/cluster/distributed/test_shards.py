@@ -21,6 +21,7 @@ from pimserve.cluster.distributed.shards import shard_wire
 from pimserve.cluster.distributed.shards.shard_client import ShardClient
 from pimserve.cluster.distributed.shards.shard_host import ShardHost
 from pimserve.cluster.distributed.shards.shard_wire import (
+    blank_table,
     fleet_digest,
     fleet_json,
     fleet_of,
@@ -30,12 +31,14 @@ from pimserve.cluster.distributed.shards.shard_wire import (
     rows_of,
     to_message,
 )
+from pimserve.device_models.plan import FS_PER_S
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.departures import Move
 from pimserve.scheduler.fleet import Fleet, Pool, RowSink
 from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.shard import Shard
 from pimserve.scheduler.shard_port import NONE, Order
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.summary import digest
@@ -44,7 +47,7 @@ from pimserve.v1.shard_pb2_grpc import ShardServiceStub
 from tests.examples import examples
 from tests.scheduler.strategies import Case, cases
 from tests.scheduler.test_laws import Run, runs
-from tests.scheduler.test_simulation import PLAN
+from tests.scheduler.test_simulation import PLAN, STEP_S
 from tests.scheduler.test_windows import LENGTHS, Kept, Windows, spans
 
 # A token budget that holds every decode: over the wire, settings are checked.
@@ -285,3 +288,13 @@ def test_an_order_that_is_repeated_is_carried_out_once(stub: ShardServiceStub) -
     later = pb.AdvanceWindowsRequest(sequence=2, requests=1, order=text, arrays=arrays, rows=rows)
     call = partial(lambda one: list(stub.AdvanceWindows(iter([one]), metadata=auth)), later)
     assert code_of(call) is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_a_shard_that_does_not_know_all_requests_tells_when_the_next_one_may_end() -> None:
+    """One decodes, and one waits: a third, of which nothing is known yet, is no reason to expect an end now."""
+    spec = SchedulerSpec(max_num_seqs=1)
+    fleet = Fleet((Pool("", PLAN, 1600),), spec, 1600, Routing(), 0, (0, 2**200))
+    here, table = np.arange(2), blank_table(3)
+    table.write(here, RequestTable(np.zeros(2, np.int64), np.array([5, 5]), np.array([3, 3]), 1600).structured())
+    report = Shard(fleet, [0], table).advance(Order(0, 1, here, np.zeros(2, np.int64)))
+    assert report.quiet_fs == 2 * STEP_S * FS_PER_S  # of whoever waits, the outputs might be of one token
