@@ -125,9 +125,7 @@ class SpeculativeDecoding(Decoding):
         self._accepted += emitted - self.count
         self.context += emitted
         self._coming[:, place] = 0
-        finished = super().advance(0, step)
-        # Who was preempted may finish in the same step all the same, having lost one that gave a single token.
-        return list(dict.fromkeys(finished)) if len(finished) > 1 else finished
+        return super().advance(0, step)
 
     @property
     def spec_decode(self) -> SpecDecodeFigures:  # type: ignore[override]
