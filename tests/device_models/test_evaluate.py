@@ -61,6 +61,7 @@ def test_columns_say_what_numbers_say(planned: tuple[CostPlan, list[StepShape[in
     single = [evaluate(plan, shape) for shape in some]
     together = evaluate(plan, columns(some))
     assert together.duration_fs.tolist() == [costs.duration_fs for costs in single]
+    assert together.duration_fs.min() >= plan.least_step_fs
     for place, costs in enumerate(single):
         alone = evaluate(plan, columns(some[place : place + 1]))
         assert [+counter for counter in totals(alone)] == [+counter for counter in totals(costs)]
