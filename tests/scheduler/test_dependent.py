@@ -31,7 +31,9 @@ from tests.examples import examples
 from .dependent import Dependent, Script, answers, arrivals, dependent, ended, graphs
 from .law_runs import Run, workload
 from .reference_engine import ReferenceRequest
-from .strategies import FS_PER_MS, Case, cases
+from .speculative_strategies import speculative_cases
+from .strategies import FS_PER_MS, Case, cases, mixed_plans
+from .swapping_strategies import swapping_cases
 from .test_simulation import LAYERS, PLAN, STEP_S, serve
 from .test_windows import LENGTHS, Kept, Windows, spans, spread
 
@@ -109,6 +111,28 @@ def test_nobody_leaves_before_the_time_that_an_engine_tells(case: Dependent, len
                 control=Windows(lengths), shards=None if case.in_one_shard else spread(min(shards, case.replicas))
             )
         )
+
+
+@examples(60)
+@given(swapping_cases() | speculative_cases() | speculative_cases(elsewhere=True) | cases(mixed_plans()), LENGTHS)
+def test_nor_where_steps_verify_drafts_or_wait_for_copies_or_go_round(case: Case, lengths: list[int]) -> None:
+    case.max_time_fs = None  # before which nobody may come
+    with _holding(Engine), _holding(DataParallelEngine):
+        Run(case, deployment=Deployment(control=Windows(lengths)))
+
+
+def test_who_was_preempted_may_need_fewer_steps_than_any_output_has_tokens() -> None:
+    """Two requests have room for five blocks of three each, and one is computed again when the other one is gone."""
+    with _holding(Engine):
+        served = serve(
+            [(0.0, 5, 8), (0.0, 5, 8)],
+            spec=SchedulerSpec(block_size=4),
+            kv_capacity_tokens=20,
+            max_model_len=20,
+            deployment=Deployment(control=Windows([80 * FS_PER_MS])),
+        )
+    assert served.table["preemptions"].tolist() == [0, 1]
+    assert served.table["finish_ps"].tolist() == [80 * 10**9, 120 * 10**9]
 
 
 @examples(40)
