@@ -62,7 +62,7 @@ def test_least_outstanding_picks_a_least_one_and_takes_turns(outstanding: list[i
 def test_replicas_that_nobody_can_have_left_are_not_asked() -> None:
     """Where none share a tier, whether that is said or not: else each arrival takes time for each replica."""
     engines, quiet_fs = [Mock(), Mock()], [11, 10]
-    for turns in (None, TierTurns((), quiet_fs)):
+    for turns in (None, TierTurns((), quiet_fs, written_back=False)):
         outstanding, books = [3, 5], Mock(router=LeastOutstanding())
         choose = ExactRouting(engines, quiet_fs, outstanding, books, turns).choice(range(2))
         assert choose(0, 9) == 0
