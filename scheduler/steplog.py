@@ -66,7 +66,7 @@ _SHAPE = slice(SpanColumns._fields.index(StepShape._fields[0]), SpanColumns._fie
 _STEP = np.dtype([("duration_fs", "i8"), ("context", "i8"), ("decodes", "i4"), ("prefill_tokens", "i4")])
 _ROWS_PER_FLUSH = 8192
 _STEPS_PER_FLUSH = 3 * 2**14  # columns of more do not stay in the cache, and take new memory each time
-_NO_BOUND = 2**62 * FS_PER_PS
+_NO_BOUND = (2**63 - 1) * FS_PER_PS  # no step ends later
 STEP_TOKENS = tuple(2**power for power in range(15))  # upper bounds of the buckets in which steps are counted
 _SUMS = (
     *("clock_fs", "steps", "busy_fs", "chain_fs", "tokens", "window_tokens", "batch_steps", "mixed_steps", "spans"),

@@ -33,6 +33,7 @@ from pimserve.scheduler.window import MeasuredWindow
 
 _ROUNDING = 2**-51  # of seconds that were divided once, and are multiplied again
 _MOST = 2**62  # so that sums of two do not overflow
+_LATEST_PS = 2**63 - 2**53  # begin of a span, so that its end does not overflow: `_MOST` fs are less than 2**53 ps
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,8 @@ def _check_steps(steps: NDArray[Any], summary: Summary, replicas: int, file: Pat
     """See that no column holds what no span of steps has."""
     _check_range(steps["replica"], 0, replicas - 1, "replica", file)
     for name in SpanColumns._fields:
-        _check_range(steps[name], int(name == "steps"), _MOST, name, file)
+        most = _LATEST_PS if name == "begin_ps" else _MOST
+        _check_range(steps[name], int(name == "steps"), most, name, file)
     if (total := sum(steps["steps"].tolist())) != (told := summary.batch.steps):
         raise InputError(str(file), f"is of another run: {total:,} steps, where summary.json has {told:,}")
     if len(steps) and ends_ps(steps).max() > _latest_ps(summary):

@@ -150,3 +150,14 @@ def test_files_of_different_runs(runs, tmp_path):
     shutil.copy(runs / "pools" / "scenario.yaml", folder)
     with pytest.raises(InputError, match="written by another version"):
         History.load(folder)
+
+
+def test_steps_after_more_picoseconds_than_62_bit_are_counted_and_read(tmp_path):
+    rare = ["workload.arrival={process: constant, rate_per_s: 0.00002}", "workload.num_requests=100"]
+    lengths = ["workload.lengths.input={kind: fixed, tokens: 200}", "workload.lengths.output={kind: fixed, tokens: 64}"]
+    prepared = prepare(load_scenario(None, [*rare, *lengths, "run={warmup_s: 60000}"]))
+    summary = run(prepared, tmp_path / "run")
+    assert summary["end_s"] * 10**12 > 2**62
+    rate = summary["throughput"]
+    assert rate["output_tokens_per_s"] == pytest.approx(64 * rate["requests_per_s"])
+    assert write_timeline(tmp_path / "run", tmp_path / "timeline.json")["requests"] == 100
