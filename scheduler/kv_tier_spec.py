@@ -57,6 +57,7 @@ def check_tiers(tiers: Sequence[KvTierSpec], *, cached: bool) -> None:
         raise ValueError("kv_tiers need enable_prefix_caching: true; without it, no block is found again")
     names = [tier.name for tier in tiers]
     if above := [tier.name for tier in tiers[:-1] if tier.shared]:
-        raise ValueError(f"kv_tiers: only the last one may be shared; put {above[0]} behind {names[-1]}")
+        remedy = f"leave shared out of {above[0]}" if tiers[-1].shared else f"put {above[0]} behind {names[-1]}"
+        raise ValueError(f"kv_tiers: only the last one may be shared; {remedy}")
     if len({DEVICE, *names}) <= len(names):
         raise ValueError(f"kv_tiers need names that differ from each other and from '{DEVICE}' (got {names})")

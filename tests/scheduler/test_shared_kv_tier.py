@@ -284,7 +284,11 @@ def test_replicas_in_several_shards_are_refused(scheduler: dict[str, Any]) -> No
         run(load([(0, 0, 2)]), 400, Deployment(shards=spread(2)), {"replicas": 2}, kv_tiers=(store(),), **scheduler)
 
 
-def test_what_makes_no_sense_is_refused() -> None:
-    tiers = "{enable_prefix_caching: true, kv_tiers: [{name: remote, shared: true}, {name: host}]}"
-    with pytest.raises(InputError, match="only the last one may be shared; put remote behind host"):
+@pytest.mark.parametrize(
+    ("last", "remedy"),
+    [("{name: host}", "put remote behind host"), ("{name: store, shared: true}", "leave shared out of remote")],
+)
+def test_what_makes_no_sense_is_refused(last: str, remedy: str) -> None:
+    tiers = f"{{enable_prefix_caching: true, kv_tiers: [{{name: remote, shared: true}}, {last}]}}"
+    with pytest.raises(InputError, match=f"only the last one may be shared; {remedy}"):
         prepare(load_scenario(None, ["model=mixtral-8x7b", "cluster.device=duplex", f"scheduler={tiers}"]))
