@@ -256,7 +256,8 @@ def test_same_where_replicas_share_a_tier(alike: list[Case]) -> None:
     first = alike[0]
     shared = SharedKvTier(first.tiers[-1], first.block_bytes, first.kv_groups)
     made = [make_case(case, shared) for case in alike]
-    turns = TierTurns([(place, engine) for place, (_, _, engine) in enumerate(made)], [0 for _ in made])
+    engines = [(place, engine) for place, (_, _, engine) in enumerate(made)]
+    turns = TierTurns(engines, [0 for _ in made], written_back=any(tier.write == "back" for tier in first.tiers))
     turns.advance(end_of(first))
     shared.end()
     for case, result, (log, table, engine) in zip(alike, expected, made, strict=True):
