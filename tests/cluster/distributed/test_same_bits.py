@@ -322,6 +322,7 @@ DEEP = {name for name in SCENARIOS if name.endswith(", every layer drawn")} | {
     "experts on aimc that are programmed anew",
     "experts that are cut over aimc chips",
     "experts that are rebalanced",
+    "mixed pools whose replicas fail",  # which also die below
     "experts with copies on gpus, popularities that drift",
     "hot experts that cool down as popularities drift",
     "other experts are hot in each layer",
