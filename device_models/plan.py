@@ -81,10 +81,11 @@ class RowTerm:
 
     def time_fs(self, rows: N) -> N:
         """Time for `rows` rows of one data-parallel group; nothing runs for none."""
-        return least([most([const + slope * rows for const, slope in pieces]) for pieces in self.ways]) * (rows > 0)
+        each = [most([const + slope * rows for const, slope in pieces]) for pieces in self.all_pieces]
+        return least(each) * (rows > 0)
 
     @property
-    def ways(self) -> tuple[Pieces, ...]:
+    def all_pieces(self) -> tuple[Pieces, ...]:
         """`pieces`, and those of the alternatives."""
         return self.pieces, *self.alternatives
 
@@ -318,7 +319,7 @@ class CostPlan:
         always = [term for term in self.rows if term.rows in {"tokens", "requests", "all_tokens"}]
         if self.micro_batches is not None:
             always = [term for term in self.rows_once if term in always]
-        grow = [term for term in always if all(slope >= 0 for piece in term.ways for _, slope in piece)]
+        grow = [term for term in always if all(slope >= 0 for pieces in term.all_pieces for _, slope in pieces)]
         return sum([term.time_fs(1) for term in grow])
 
     @property
