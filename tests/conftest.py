@@ -9,6 +9,8 @@ import pytest
 
 from tests.examples import number
 
+pytest.register_assert_rewrite("tests.cluster.metrics.agreement", "tests.scheduler.engine_runs")  # tell what differs
+
 WITH_SERVERS = [Path(__file__).parent / "cluster" / name for name in ("client", "distributed", "service")]
 assert all(folder.is_dir() for folder in WITH_SERVERS), WITH_SERVERS
 

@@ -9,14 +9,14 @@ from pimserve.cluster.run.live_control import LiveControl
 from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
-from tests.cluster.distributed.test_same_bits import run_there
-from tests.cluster.metrics.test_feed import (
-    CASES,
+from tests.cluster.distributed.threads import run_there
+from tests.cluster.metrics.agreement import (
     limits_at_percentiles_are_those_of,
     outcomes_are_those_of,
     prefix_caches_are_those_of,
     tiers_are_those_of,
 )
+from tests.cluster.metrics.watched import CASES
 
 SLO = "slo={itl_max_s: 0.004, ttft_p99_s: 0.02, itl_p99.9_s: 1}"
 

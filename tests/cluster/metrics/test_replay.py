@@ -20,7 +20,8 @@ from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from tests.cluster.documents import run
-from tests.cluster.metrics.test_feed import CASES, groups_are_those_of, watched
+from tests.cluster.metrics.agreement import groups_are_those_of
+from tests.cluster.metrics.watched import CASES, watched
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 # What results do not hold: gaps between tokens that no step shows, and the process while it ran.
