@@ -16,9 +16,9 @@ from pimserve.scheduler.requests import FINISHED, NEVER, REJECTED, SERVABLE, Req
 from pimserve.scheduler.simulation import Deployment
 
 from .law_runs import BLIND, Run, workload
+from .pool_runs import Pooled
 from .test_faults import faulty
 from .test_pool_faults import faulty as faulty_pools
-from .test_pools import Pooled
 
 PS_PER_MS = 10**9
 THINKS = st.sampled_from([0, 0, 1, PS_PER_MS, 7 * PS_PER_MS + 3]) | st.integers(0, 300 * PS_PER_MS)

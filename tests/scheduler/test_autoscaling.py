@@ -23,9 +23,9 @@ from pimserve.scheduler.usage import Hardware
 from tests.examples import examples
 
 from .law_runs import BLIND, ROUTERS, Run
+from .pool_runs import Pooled, hand_over, pooled
 from .strategies import Case, cases
 from .test_kv_tiers import tier
-from .test_pools import Pooled, hand_over, pooled
 from .test_prefix_cache import load
 from .test_prefix_cache import run as with_prefix_cache
 from .test_simulation import PLAN, seconds, serve

@@ -25,9 +25,9 @@ from pimserve.scheduler.steplog import StepLog
 from pimserve.scheduler.summary import digest
 from tests.examples import examples
 
+from .engine_runs import assert_equal, run_engine
 from .law_runs import Run
 from .strategies import FS_PER_MS, Case, balances, cases, expert_terms, serial_plans
-from .test_engine_equals_reference import assert_equal, run_engine
 from .test_simulation import serve
 from .test_windows import LENGTHS, Kept, Windows, spans
 

@@ -1,242 +1,59 @@
 """The aggregated engine against the naive one: the same steps and the same request times, to the bit."""
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import astuple, replace
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import assume, given
 
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.device_models.experts import ExpertTerm
-from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
-from pimserve.loadgen.slo import SloSpec
-from pimserve.loadgen.traces.ragged import Ragged
+from pimserve.device_models.plan import FS_PER_PS
 from pimserve.loadgen.workload import Workload, generate
-from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.costs import ReplicaCosts, replica_offset
-from pimserve.scheduler.departures import Move
-from pimserve.scheduler.fleet import DECODE, ReplicaEngine, make_engine
-from pimserve.scheduler.kv_cache import KvCache
-from pimserve.scheduler.kv_tier import KvTier
-from pimserve.scheduler.kv_tiers import KvTiers
-from pimserve.scheduler.load_shedding import LoadShedding
-from pimserve.scheduler.longest_gaps import LongestGaps
-from pimserve.scheduler.mixed_costs import make_costs
-from pimserve.scheduler.prefix_cache import PrefixKvCache
-from pimserve.scheduler.prefix_figures import together
-from pimserve.scheduler.queue_classes import queue_classes
-from pimserve.scheduler.requests import FOREVER, NEVER, SERVABLE, STATUS_NAMES, RequestTable
+from pimserve.scheduler.costs import replica_offset
 from pimserve.scheduler.shared_kv_tier import SharedKvTier
-from pimserve.scheduler.shedding_engine import SheddingEngine
-from pimserve.scheduler.steplog import SpanColumns, StepLog, expand
-from pimserve.scheduler.swap_space import SwapSpace
 from pimserve.scheduler.tier_turns import TierTurns
-from pimserve.scheduler.windowed_prefix_cache import WindowedPrefixKvCache
 from tests.examples import examples
 
+from .engine_runs import assert_equal, compare, end_of, end_run, in_picoseconds, make_case, rows_of, run_engine
 from .prefix_strategies import prefix_cases, shared_tier_cases, tier_cases, windowed_prefix_cases
 from .received_strategies import received_cases
 from .reference_engine import ReferenceRequest, reference_events, run_references
-from .reference_result import ReferenceResult
-from .reference_shedding import SHEDDING
-from .reference_tiers import ReferenceTier
 from .shedding_strategies import shedding_cases
 from .speculative_strategies import speculative_cases
 from .strategies import Case, cases, mixed_plans
 from .swapping_strategies import swapping_cases
 
-Step = tuple[int, int, int, int, int, int, int]
-
-
 OTHERS_WITH_TIERS = shedding_cases(tier_cases()) | speculative_cases().filter(lambda case: bool(case.tiers))
-
-
-class Recorder(StepLog):
-    """A step log that keeps every step, and every gap of a resumed request."""
-
-    def __init__(self, costs: ReplicaCosts) -> None:
-        super().__init__(costs, (0, FOREVER), self._keep, longest_gaps=True)
-        self.all_steps: list[Step] = []
-        self.other_gaps: Counter[int] = Counter()  # than steps say
-
-    def _keep(self, block: np.ndarray, _: np.ndarray) -> None:
-        rows = SpanColumns(*np.ascontiguousarray(block.T))
-        first = len(self.all_steps)
-        steps = expand(self.costs, rows, rows.first_steps(first))
-        index = 0
-        for row in block.tolist():
-            fields = SpanColumns(*row)
-            clock = fields.begin_ps * FS_PER_PS + fields.begin_rest_fs
-            for _ in range(fields.steps):
-                duration = int(steps.duration_fs[index])
-                shape = (int(steps.decodes[index]), int(steps.context[index]))
-                self.all_steps.append((clock, duration, *shape, fields.prefill_tokens, fields.chunks, fields.outputs))
-                clock += duration
-                index += 1
-
-    def resumed(self, gap_fs: int, at_fs: int) -> None:
-        self.other_gaps[gap_fs] += 1
-        super().resumed(gap_fs, at_fs)
-
-    def joined(self, gaps_fs: Sequence[int], step_fs: int, at_fs: int) -> None:
-        self.other_gaps.update(gaps_fs)
-        self.other_gaps[step_fs] -= len(gaps_fs)
-        super().joined(gaps_fs, step_fs, at_fs)
-
-
-def run_engine(case: Case) -> tuple[Recorder, RequestTable, ReplicaEngine]:
-    log, table, engine = make_case(case)
-    engine.advance(end_of(case))
-    end_run(case, log, table, engine)
-    return log, table, engine
-
-
-def end_of(case: Case) -> int:
-    return FOREVER if case.max_time_fs is None else case.max_time_fs
-
-
-def end_run(case: Case, log: Recorder, table: RequestTable, engine: ReplicaEngine) -> None:
-    engine.settle()
-    log.flush()
-    if case.concurrency is None:
-        table.reject_unseen()
-
-
-def make_case(case: Case, shared: SharedKvTier | None = None) -> tuple[Recorder, RequestTable, ReplicaEngine]:
-    """The engine of a case, to which all requests have been submitted; what it shares is `shared`."""
-    plan, pools = case.plan, case.pools()
-    costs = make_costs(plan, pools, replica=case.replica, seed=case.seed, exact=case.routing.mode == "exact")
-    costs.offset = case.offset
-    chunked = case.max_num_batched_tokens is not None
-    spec = SchedulerSpec.model_construct(  # without the check that the token budget holds every decode
-        batching="chunked" if chunked else "stage",
-        max_num_seqs=case.max_num_seqs,
-        max_num_batched_tokens=case.max_num_batched_tokens if chunked else 1,
-        long_prefill_token_threshold=case.long_prefill_token_threshold,
-        block_size=case.block_size,
-        kv_admission=case.kv_admission,
-        policy=case.policy,
-        prediction_error=case.prediction_error,
-        ageing_s=case.ageing_s,
-        input_token_weight=case.token_weights[0],
-        output_token_weight=case.token_weights[1],
-        speculative=case.speculative,
-        attention_dp_balance=case.balance,
-        **{name: getattr(case, name) for name in SHEDDING},
-    )
-    closed = case.concurrency
-    until = end_of(case)
-    arrivals = [NEVER if r.arrival_fs is None else r.arrival_fs // FS_PER_PS for r in case.requests]
-    table = RequestTable(
-        np.array(arrivals, np.int64),
-        np.array([r.input_tokens for r in case.requests], np.int64),
-        np.array([r.output_tokens for r in case.requests], np.int64),
-        case.max_model_len,
-        max_tokens=np.array(case.max_tokens) if case.max_tokens else None,
-    )
-    table["predicted_tokens"][:] = case.predicted()
-    table["class_id"][:] = case.class_ids
-    for request, token_fs in enumerate(case.received):
-        if token_fs is not None and table["output_tokens"][request] > 1 and table["reject_reason"][request] == SERVABLE:
-            table["emitted_tokens"][request] = 1
-            table["replica"][request] = case.replica + 1
-            table["first_scheduled_ps"][request] = table["first_token_ps"][request] = token_fs // FS_PER_PS
-    seen = [i for i, ps in enumerate(arrivals) if 0 <= ps * FS_PER_PS < until]
-    kv_size = case.kv_capacity_blocks, case.block_size
-    reserve: dict[str, Any] = {"reserves": spec.reserves, "most_tokens": case.max_model_len}
-    if case.prefixes is None:
-        limits = *kv_size, case.kv_groups, case.max_num_batched_tokens
-        slots = spec.lookahead_tokens
-        reserve |= {"lookahead_tokens": slots, "swap": None if case.swap is None else SwapSpace(*case.swap)}
-        caches = [KvCache(*limits, **reserve) for _ in range(case.groups)]
-    else:
-        table.prefixes = Ragged.of(case.prefixes)
-        sizes = case.block_bytes, case.block_size, case.kv_groups
-        tiers = KvTiers(case.tiers, *sizes, shared=shared, replica=case.replica) if case.tiers else None
-        if spec.speculative is not None:
-            reserve["lookahead_tokens"] = spec.lookahead_tokens
-            reserve["drop_last_hit"] = spec.speculative.drops_last_hit
-        make_cache = WindowedPrefixKvCache if case.windowed_groups else PrefixKvCache
-        limits = *kv_size, case.kv_groups, case.max_num_batched_tokens
-        caches = [make_cache(*limits, **reserve, tiers=tiers) for _ in range(case.groups)]
-    make, classes = make_engine, queue_classes(case.classes, SloSpec())
-    if spec.sheds:
-        shedding = LoadShedding(spec, classes, plan.frontend_ps * FS_PER_PS)
-        make = lambda caches, **rest: SheddingEngine(kv=caches[0], shedding=shedding, **rest)  # noqa: E731
-    engine = make(
-        caches,
-        costs=costs,
-        spec=spec,
-        table=table,
-        log=(log := Recorder(costs)),
-        closed=None if closed is None else range(len(arrivals)),
-        concurrency=closed or 0,
-        classes=classes,
-        pool=DECODE if case.received else "",
-    )
-    for request in seen:
-        if table["emitted_tokens"][request]:
-            since_fs = arrivals[request] * FS_PER_PS
-            token_fs = case.received[request]
-            assert token_fs is not None
-            engine.expect(Move(request, case.replica + 1, since_fs, token_fs))
-    engine.submit(seen)
-    return log, table, engine
-
-
-def rows_of(table: RequestTable) -> list[tuple[int | str, ...]]:
-    names = ("arrival_ps", "first_scheduled_ps", "first_token_ps", "finish_ps", "input_tokens", "output_tokens")
-    names += ("emitted_tokens", "preemptions", "replica")
-    numbers = zip(*(table[name].tolist() for name in names), strict=True)
-    return [(*row, STATUS_NAMES[status]) for row, status in zip(numbers, table["status"].tolist(), strict=True)]
 
 
 @examples(200)
 @given(cases())
 def test_same_steps_and_same_requests(case: Case) -> None:
-    for request in case.requests:
-        if request.arrival_fs is not None:
-            request.arrival_fs -= request.arrival_fs % FS_PER_PS  # the request table holds picoseconds
     assert_equal(case)
 
 
 @examples(200)
 @given(prefix_cases())
 def test_same_with_a_prefix_cache(case: Case) -> None:
-    for request in case.requests:
-        if request.arrival_fs is not None:
-            request.arrival_fs -= request.arrival_fs % FS_PER_PS
     assert_equal(case)
 
 
 @examples(300)
 @given(windowed_prefix_cases())
 def test_same_with_a_prefix_cache_and_attention_windows(case: Case) -> None:
-    for request in case.requests:
-        if request.arrival_fs is not None:
-            request.arrival_fs -= request.arrival_fs % FS_PER_PS
     assert_equal(case)
 
 
 @examples(60)
 @given(tier_cases())
 def test_same_with_tiers(case: Case) -> None:
-    for request in case.requests:
-        if request.arrival_fs is not None:
-            request.arrival_fs -= request.arrival_fs % FS_PER_PS
     assert_equal(case)
 
 
 @examples(150)
 @given(tier_cases(windowed=True))
 def test_same_with_tiers_and_attention_windows(case: Case) -> None:
-    for request in case.requests:
-        if request.arrival_fs is not None:
-            request.arrival_fs -= request.arrival_fs % FS_PER_PS
     assert_equal(case)
 
 
@@ -246,9 +63,7 @@ def test_same_where_replicas_share_a_tier(alike: list[Case]) -> None:
     """Of several replicas, which the reference runs one step after the other in order of time."""
     tiers = alike[0].reference_tiers()
     for case in alike:
-        for request in case.requests:
-            if request.arrival_fs is not None:
-                request.arrival_fs -= request.arrival_fs % FS_PER_PS
+        in_picoseconds(case)
     own = [[*case.reference_tiers()[:-1], tiers[-1]] for case in alike]
     expected = run_references(
         [reference_events(**case.arguments() | {"tiers": mine}) for case, mine in zip(alike, own, strict=True)]
@@ -268,18 +83,12 @@ def test_same_where_replicas_share_a_tier(alike: list[Case]) -> None:
 @examples(120)
 @given(speculative_cases())
 def test_same_with_drafts_to_verify(case: Case) -> None:
-    for request in case.requests:
-        if request.arrival_fs is not None:
-            request.arrival_fs -= request.arrival_fs % FS_PER_PS
     assert_equal(case)
 
 
 @examples(120)
 @given(speculative_cases(elsewhere=True))
 def test_same_with_drafts_to_verify_and_experts_on_devices_of_their_own(case: Case) -> None:
-    for request in case.requests:
-        if request.arrival_fs is not None:
-            request.arrival_fs -= request.arrival_fs % FS_PER_PS
     assert_equal(case)
 
 
@@ -309,36 +118,26 @@ def test_one_micro_batch_over_no_link_takes_what_one_group_of_devices_takes(case
     | received_cases(speculative_cases() | speculative_cases(elsewhere=True))
 )
 def test_same_where_requests_bring_their_kv_cache(case: Case) -> None:
-    for request in case.requests:
-        assert request.arrival_fs is not None
-        request.arrival_fs -= request.arrival_fs % FS_PER_PS
+    assert all(request.arrival_fs is not None for request in case.requests)
     assert_equal(case)
 
 
 @examples(60)
 @given(swapping_cases())
 def test_same_where_blocks_of_preempted_requests_go_to_host_memory(case: Case) -> None:
-    for request in case.requests:
-        if request.arrival_fs is not None:
-            request.arrival_fs -= request.arrival_fs % FS_PER_PS
     assert_equal(case)
 
 
 @examples(60)
 @given(shedding_cases() | shedding_cases(prefix_cases()) | shedding_cases(tier_cases()))
 def test_same_where_requests_are_rejected_as_they_arrive(case: Case) -> None:
-    for request in case.requests:
-        assert request.arrival_fs is not None
-        request.arrival_fs -= request.arrival_fs % FS_PER_PS
+    assert all(request.arrival_fs is not None for request in case.requests)
     assert_equal(case)
 
 
 @examples(80)
 @given(cases(mixed_plans()))
 def test_same_with_experts_on_devices_of_their_own(case: Case) -> None:
-    for request in case.requests:
-        if request.arrival_fs is not None:
-            request.arrival_fs -= request.arrival_fs % FS_PER_PS
     assert_equal(case)
 
 
@@ -421,71 +220,3 @@ def case_of(scenario: Scenario, prepared: Prepared, workload: Workload) -> Case:
         window_tokens=groups.window_tokens,
         speculative=scheduler.speculative,
     )
-
-
-def assert_equal(case: Case) -> None:
-    compare(case, case.run(), *run_engine(case))
-
-
-def compare(case: Case, expected: ReferenceResult, log: Recorder, table: RequestTable, engine: ReplicaEngine) -> None:
-    """The engine's log, table and caches are those of the reference."""
-    assert log.all_steps == [tuple(step[:7]) for step in expected.steps]
-    assert log.clock_fs == engine.clock
-    if case.max_time_fs is None:  # everybody has left, and with them every block
-        assert not len(engine.queue)
-        for core in engine.cores:
-            assert (state := core.kv.state()).items() >= {"_used_blocks": 0, "_reserved_blocks": 0, "held": []}.items()
-            assert all(not holding for _, holding in state.get("prefix_holders", ()))
-            assert not core.running
-            assert not len(core.queue)
-            assert not core.decoding.count
-            assert not any(core.decoding.growth(step) for step in range(case.block_size))
-    until = end_of(case)
-    for ours, theirs in zip(rows_of(table), _rows(expected), strict=True):
-        if theirs[0] * FS_PER_PS >= until and case.concurrency is None:
-            continue  # an open loop's requests from after the stop never come into being
-        assert _comparable(ours) == _comparable(theirs)
-    if case.prefixes is not None:
-        figures = (expected.queries, expected.hits, expected.evictions, expected.cached)
-        assert astuple(together(core.kv.prefix_figures() for core in engine.cores)) == figures
-        if case.tiers:
-            (core,) = engine.cores
-            assert core.kv.tiers.waits_ps == [fs // FS_PER_PS for fs in expected.tier_waits_fs]
-            carried = [_carried(tier, case.block_size) for tier in expected.tiers]
-            assert [_kept(tier.whole) for tier in core.kv.tiers.all] == carried
-    if case.swap is not None and case.max_time_fs is None:
-        assert list(zip(table["swaps"].tolist(), table["swapped_blocks"].tolist(), strict=True)) == expected.swaps
-        assert not engine.cores[0].kv.swap.held
-    samples: Counter[int] = Counter()
-    for gap, weight in expected.itl:
-        samples[gap] += weight
-    mine = Counter(log.other_gaps)
-    for step in log.all_steps:
-        if step[2]:
-            mine[step[1]] += step[2]
-    assert +mine == samples
-    assert log.itl.count == sum(samples.values())
-    assert LongestGaps.of_all([log.longest], len(table)).tolist() == expected.longest_gaps_fs[: len(table)]
-    if samples:
-        exact = sorted(samples.elements())
-        middle = exact[max(0, -(-len(exact) // 2) - 1)]
-        assert abs(log.itl.percentile_s(50) * FS_PER_S / middle - 1) < 2**-11
-
-
-def _kept(tier: KvTier) -> tuple[object, ...]:
-    return list(tier.blocks), *astuple(tier.figures), tier.free_fs
-
-
-def _carried(tier: ReferenceTier, block_size: int) -> tuple[object, ...]:
-    busy_fs = sum(end - begin for begin, end, _ in tier.sent)
-    ends_fs = max((end for _, end, _ in tier.sent), default=0)
-    return tier.kept, tier.found * block_size, tier.read, tier.written, tier.evicted, busy_fs, ends_fs
-
-
-def _rows(result: ReferenceResult) -> list[tuple[int | str, ...]]:
-    return [tuple(row) for row in result.requests]
-
-
-def _comparable(row: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """A row without its replica, which one that was never scheduled does not have."""
-    return row if row[9] == "finished" else (*row[:8], row[9])

@@ -18,8 +18,8 @@ from pimserve.scheduler.usage import Hardware
 from tests.examples import examples
 
 from .law_runs import REPLICAS, ROUTERS, Run
+from .pool_runs import hand_over
 from .strategies import Case, cases
-from .test_pools import hand_over
 from .test_simulation import serve
 
 

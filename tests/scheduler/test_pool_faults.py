@@ -20,11 +20,11 @@ from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
 from tests.examples import examples
 
+from .pool_runs import LINK, SPEC, Pooled, hand_over, pool_rows, pooled
 from .pools import Decode
 from .strategies import FS_PER_MS
 from .test_faults import down_times, event_of, spec, told
 from .test_laws import Run
-from .test_pools import LINK, SPEC, Pooled, hand_over, pool_rows, pooled
 from .test_simulation import PLAN, seconds
 from .test_windows import LENGTHS, Kept, Windows, spans, spread
 

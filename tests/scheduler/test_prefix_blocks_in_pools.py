@@ -22,10 +22,10 @@ from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest
 from tests.examples import examples
 
+from .pool_runs import LINK
 from .pools import Decode
 from .reference_prefix import PhysicalBlocks
 from .test_kv_tiers import TIERS, figures, tier
-from .test_pools import LINK
 from .test_prefix_cache import GROUPS, ROWS, SPEC, load, run
 from .test_simulation import PLAN, seconds
 from .test_windows import LENGTHS, Kept, Windows, spread

@@ -28,9 +28,9 @@ from pimserve.scheduler.kv_tier_spec import KvTierSpec
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.summary import digest
 from pimserve.v1 import shard_pb2 as pb
+from tests.scheduler.prefix_routing import INTERVALS, SETTINGS, served
 from tests.scheduler.test_kv_tiers import TIERS, figures
 from tests.scheduler.test_prefix_cache import GROUPS, ROWS, kv_size, load, run
-from tests.scheduler.test_prefix_routers import INTERVALS, SETTINGS, served
 from tests.scheduler.test_windows import LENGTHS, Kept, Windows, spread
 
 from .test_shards import SLOW, Killing, remote
