@@ -16,8 +16,8 @@ _HEAD = """# Measured fleets
 Written by `python docs/pages.py`. Fleets that others have built and measured, and the same fleets simulated, by
 `pimserve validate fleets`: {passed} of {all} figures are within their tolerance, and each of the others has its cause
 beside it. One number was taken from rows of this page, the 55 ms in front of the ladder's replicas, and changes no
-throughput; kernels and memory are those of the `measured` setting ([gpu.md](gpu.md)), calibrated on timed operators and on
-other served systems.
+throughput; kernels and memory are those of the `measured` setting ([gpu.md](gpu.md)), calibrated on timed operators and
+on other served systems.
 
 How each is run: stage after stage, with [a prefix cache](prefix_cache.md) that stays from one to the next. A stage's
 throughput is the output tokens of its requests over the time from the first one until the last one's end, and TTFT is
