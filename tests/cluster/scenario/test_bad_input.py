@@ -1,20 +1,12 @@
-"""What a user can get wrong in a scenario, a trace or a command, and the message: where, what, what is allowed."""
+"""What a user can get wrong in a scenario's settings, and the message: where, what, what is allowed."""
 
-import os
 from pathlib import Path
 
 import pytest
 
-from pimserve.cluster.scenario.document import load_scenario
-from pimserve.cluster.scenario.prepared import prepare
-from pimserve.errors import InputError
-from tests.cluster.documents import run
-from tests.cluster.scenario.refusals import CSV, refusal
-from tests.command import pimserve
+from tests.cluster.scenario.refusals import refusal
 
 FIXED = "lengths: {input: {kind: fixed, tokens: 5}, output: {kind: fixed, tokens: 5}}"
-
-
 # Overrides of the embedded scenario (Mixtral-8x7B on 4 Duplex devices), and what the message must hold.
 OVERRIDES: list[tuple[list[str], str]] = [
     # Not path=value.
@@ -341,107 +333,3 @@ def test_a_long_value_is_not_repeated_whole(tmp_path: Path) -> None:
     assert len(refusal(tmp_path, None, ["scheduler.router=" + "x" * 5000])) < 6000  # the router's own message
     assert len(refusal(tmp_path, None, ["scheduler.batching=" + "x" * 5000])) < 500
     assert len(refusal(tmp_path, None, ["x" * 5000])) < 500
-
-
-# Scenario files; the message begins with the file and, where there is one, the line.
-FILES: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", ": must be a mapping"),
-    "comment only": (b"# nothing\n", ": must be a mapping"),
-    "list": (b"- model: x\n", ": must be a mapping"),
-    "scalar": (b"mixtral", ": must be a mapping"),
-    "unclosed bracket": (b"run:\n  seed: [1\n", ":3: not valid YAML"),
-    "tab": (b"run:\n\tseed: 1\n", ":2: not valid YAML"),
-    "bad indentation": (b"run:\n  seed: 1\n warmup_s: 2\n", ":3: not valid YAML"),
-    "duplicate key": (b"run:\n  seed: 1\n  seed: 2\n", ":3: not valid YAML: key 'seed' is given twice"),
-    "duplicate section": (b"name: a\nrun: {}\nname: b\n", ":3: not valid YAML: key 'name' is given twice"),
-    "two documents": (b"name: a\n---\nname: b\n", ":2: not valid YAML"),
-    "unknown tag": (b"name: !!python/name:os.system\n", ":1: not valid YAML: could not determine a constructor"),
-    "unknown alias": (b"name: *x\n", ":1: not valid YAML: found undefined alias"),
-    "unhashable key": (b"run: {}\n? [a]\n: 1\n", ":2: not valid YAML: found unhashable key"),
-    "impossible date": (b"run: {seed: 2020-13-45}", ": not valid YAML: month must be in 1..12"),
-    "endless number": (
-        b"run: {seed: " + b"9" * 5000 + b"}",
-        ":1: not valid YAML: a number of 5,000 characters; 100 at most",
-    ),
-    "control character": (b"run: {}\nname: a\x07b\n", ":2: not valid YAML: character '\\x07'"),
-    "binary": (b"\x89PNG\r\n\x1a\n\x00\xff", ": is not UTF-8 text (byte 0)"),
-    "Latin-1": (b"name: caf\xe9\n", ": is not UTF-8 text (byte 9)"),
-}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_scenario_files(name: str, tmp_path: Path) -> None:
-    file = tmp_path / "s.yaml"
-    content, message = FILES[name]
-    file.write_bytes(content)
-    assert refusal(tmp_path, file, []).startswith(f"{file}{message}")
-
-
-def test_scenario_files_that_cannot_be_read(tmp_path: Path) -> None:
-    assert refusal(tmp_path, tmp_path / "no.yaml", []) == f"{tmp_path / 'no.yaml'}: no such file"
-    assert "is a folder; a scenario is a YAML file" in refusal(tmp_path, tmp_path, [])
-    assert "cannot be read: Not a directory" in refusal(tmp_path, Path(__file__) / "s.yaml", [])
-
-
-@pytest.mark.parametrize(
-    ("document", "message"),
-    [
-        ("1: 2", "1: keys must be strings"),
-        ("run: {1: 2}", "run.1: keys must be strings"),
-        ("run:\n  - seed: 1", "run: must be a mapping of keys to values (got a list)"),
-        ("workload:", "workload: must be a mapping of keys to values (got null)"),
-        ("model: &m {preset: mixtral-8x7b, more: *m}", "{file}: *m is within what it stands for"),
-    ],
-)
-def test_documents_with_odd_keys(document: str, message: str, tmp_path: Path) -> None:
-    file = tmp_path / "s.yaml"
-    file.write_text(document)
-    assert refusal(tmp_path, file, []).startswith(message.replace("{file}", str(file)))
-
-
-def test_results_folder(tmp_path: Path) -> None:
-    scenario = load_scenario(None, ["workload.num_requests=1"])
-    for target, message in (
-        (tmp_path, f"{tmp_path}: exists already; give another folder with --out"),
-        (Path(__file__), "exists already"),
-        (Path(__file__) / "results", f"{Path(__file__) / 'results'}: cannot be written: {__file__} is not a directory"),
-        (Path("/dev/full/x"), "/dev/full/x: cannot be written: /dev/full is not a directory"),
-    ):
-        with pytest.raises(InputError) as refused:
-            run(prepare(scenario), target)
-        assert message in str(refused.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-COMMANDS = [
-    (["run", "none.yaml"], "none.yaml: no such file"),
-    (["run", "broken.yaml"], "broken.yaml:2: not valid YAML"),
-    (["run", "deep.yaml"], "deep.yaml: is nested deeper than 32 levels"),
-    (["run", "--set", "scheduler.max_num_seqs=0"], "scheduler.max_num_seqs: must be greater than 0"),
-    (["run", "--set", "cluster.devices_per_node=1", "--json"], "mixtral-8x7b does not fit"),
-    (["run", "--trace", "csv:broken.csv", "--out", "out"], "broken.csv:2: input_tokens is 'x'"),
-    (["run", "--set", "workload.num_requests=5", "--out", "full"], "full: exists already"),
-    (["compare", "full", "none"], "full: no results here"),
-    (["export", "full"], "full: has no requests.npy"),
-    (["run", "--trace", os.fsdecode(b"csv:tr\xff.csv")], "--trace.path: must be UTF-8 text"),
-    (["run", "--set", os.fsdecode(b"workload.trace={format: csv, path: tr\xff.csv}")], "is not UTF-8 text (byte 0xff)"),
-    (["run", os.fsdecode(b"tr\xff.yaml")], r"tr\xff.yaml: no such file"),
-    (["devices", "tpu"], "unknown device 'tpu'"),
-]
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize(("arguments", "message"), COMMANDS, ids=[" ".join(command) for command, _ in COMMANDS])
-def test_commands_end_with_2_and_a_message(arguments: list[str], message: str, tmp_path: Path) -> None:
-    (tmp_path / "broken.yaml").write_text("run:\n\tseed: 1\n")
-    (tmp_path / "deep.yaml").write_text("run: " + "[" * 200_000)
-    (tmp_path / "broken.csv").write_bytes(CSV + b"0.0,x,5\n")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "notes.txt").write_text("mine")
-    before = sorted(tmp_path.rglob("*"))
-    done = pimserve(tmp_path, *arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert sorted(tmp_path.rglob("*")) == before
