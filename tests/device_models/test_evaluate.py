@@ -17,8 +17,8 @@ from pimserve.device_models.step import StepCosts, StepShape, each_step
 from pimserve.scheduler.costs import GroupSpan
 from pimserve.scheduler.mixed_costs import make_costs
 from tests.examples import examples
+from tests.scheduler.plan_strategies import expert_terms, plans, serial_plans
 from tests.scheduler.reference_costs import dense_fs
-from tests.scheduler.strategies import expert_terms, plans, serial_plans
 
 CHUNKS = st.lists(st.tuples(st.integers(1, 90), st.sampled_from([0, 0, 7, 64])), max_size=4)
 

@@ -16,7 +16,7 @@ from pimserve.device_models.slowdown import SlowPools
 from pimserve.device_models.split_experts import SIDE_FEATURES, SideUnit, SplitExperts, hottest
 from pimserve.device_models.split_plan import split_plan
 from tests.scheduler.mixed_strategies import parted
-from tests.scheduler.strategies import expert_terms
+from tests.scheduler.plan_strategies import expert_terms
 
 UNIT = ExpertUnit("xpu", (((10, 1),),), (0.0, 0.0), 5, 3, 2)
 SPLITS = expert_terms().flatmap(parted)

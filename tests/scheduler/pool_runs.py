@@ -11,9 +11,10 @@ from pimserve.scheduler.handover import Link
 from pimserve.scheduler.simulation import Deployment, Served
 
 from .law_runs import ROUTERS, Run
+from .plan_strategies import plans
 from .pools import Decode
 from .reference_engine import UNLIMITED
-from .strategies import FS_PER_MS, Case, cases, plans
+from .strategies import FS_PER_MS, Case, cases
 from .test_simulation import PLAN, serve
 
 LINK = Link(bytes_per_s=10**9, latency_fs=5 * FS_PER_MS, bytes_per_token=10**6)  # a token takes a millisecond

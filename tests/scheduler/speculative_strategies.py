@@ -10,8 +10,9 @@ from pimserve.device_models.plan import CostPlan
 from pimserve.scheduler.speculative_spec import SpeculativeSpec
 
 from .mixed_strategies import mixed
+from .plan_strategies import expert_terms, row_terms, serial_plans
 from .prefix_strategies import prefix_cases, tier_cases
-from .strategies import Case, balances, cases, expert_terms, row_terms, serial_plans
+from .strategies import Case, balances, cases
 
 
 @st.composite

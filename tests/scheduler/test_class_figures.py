@@ -19,7 +19,7 @@ from pimserve.scheduler.usage import Hardware
 from tests.examples import examples
 
 from .pools import simulate_on
-from .test_summary import PLAN
+from .summaries import PLAN
 
 LIMITS = st.builds(
     SloSpec,

@@ -23,9 +23,9 @@ from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
 from tests.examples import examples
 
+from .plan_strategies import plans
 from .pool_runs import LINK, SPEC, Pooled, pool_rows, pooled
 from .pools import Decode
-from .strategies import plans
 from .test_simulation import PLAN, seconds, serve
 from .test_windows import LENGTHS, Kept, Windows, spans, spread
 

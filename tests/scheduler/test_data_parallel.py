@@ -27,7 +27,8 @@ from tests.examples import examples
 
 from .engine_runs import assert_equal, run_engine
 from .law_runs import Run
-from .strategies import FS_PER_MS, Case, balances, cases, expert_terms, serial_plans
+from .plan_strategies import expert_terms, serial_plans
+from .strategies import FS_PER_MS, Case, balances, cases
 from .test_simulation import serve
 from .test_windows import LENGTHS, Kept, Windows, spans
 

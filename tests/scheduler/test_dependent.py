@@ -30,9 +30,10 @@ from tests.examples import examples
 
 from .dependent import Dependent, Script, answers, arrivals, dependent, ended, graphs
 from .law_runs import Run, workload
+from .plan_strategies import mixed_plans
 from .reference_engine import ReferenceRequest
 from .speculative_strategies import speculative_cases
-from .strategies import FS_PER_MS, Case, cases, mixed_plans
+from .strategies import FS_PER_MS, Case, cases
 from .swapping_strategies import swapping_cases
 from .test_simulation import LAYERS, PLAN, STEP_S, serve
 from .test_windows import LENGTHS, Kept, Windows, spans, spread

@@ -16,10 +16,10 @@ from pimserve.scheduler.speculative_spec import SpeculativeSpec
 from pimserve.scheduler.summary import digest
 from tests.examples import examples
 
+from .plan_strategies import expert_terms, serial_plans
 from .pool_runs import LINK, SPEC, Pooled, hand_over, pool_rows, pooled
 from .pools import Decode
 from .speculative_strategies import speculations
-from .strategies import expert_terms, serial_plans
 from .test_simulation import PLAN, seconds
 from .test_windows import LENGTHS, Kept, Windows, spread
 

@@ -16,12 +16,13 @@ from pimserve.scheduler.tier_turns import TierTurns
 from tests.examples import examples
 
 from .engine_runs import assert_equal, compare, end_of, end_run, in_picoseconds, make_case, rows_of, run_engine
+from .plan_strategies import mixed_plans
 from .prefix_strategies import prefix_cases, shared_tier_cases, tier_cases, windowed_prefix_cases
 from .received_strategies import received_cases
 from .reference_engine import ReferenceRequest, reference_events, run_references
 from .shedding_strategies import shedding_cases
 from .speculative_strategies import speculative_cases
-from .strategies import Case, cases, mixed_plans
+from .strategies import Case, cases
 from .swapping_strategies import swapping_cases
 
 OTHERS_WITH_TIERS = shedding_cases(tier_cases()) | speculative_cases().filter(lambda case: bool(case.tiers))

@@ -22,8 +22,9 @@ from pimserve.scheduler.usage import Hardware
 from tests.examples import examples
 
 from .law_runs import BLIND, REPLICAS, ROUTERS, Run
+from .plan_strategies import serial_plans
 from .shedding_strategies import shedding_cases
-from .strategies import Case, cases, serial_plans
+from .strategies import Case, cases
 from .test_kv_tiers import AGAIN, tier
 from .test_prefix_cache import load
 from .test_prefix_cache import run as cached

@@ -14,7 +14,7 @@ from pimserve.scheduler.mixed_costs import MixedCosts
 from tests.examples import examples
 
 from .mixed_strategies import FS_PER_MS, mixed
-from .strategies import expert_terms, plans
+from .plan_strategies import expert_terms, plans
 
 
 @st.composite

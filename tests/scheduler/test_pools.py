@@ -27,9 +27,10 @@ from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
 from tests.examples import examples
 
+from .plan_strategies import plans
 from .pool_runs import LINK, SPEC, Pooled, hand_over, pool_rows, pooled
 from .pools import Decode
-from .strategies import FS_PER_MS, plans
+from .strategies import FS_PER_MS
 from .test_simulation import LAYERS, PLAN, seconds, serve
 from .test_windows import LENGTHS, Kept, Windows, spans, spread
 

@@ -1,6 +1,5 @@
 """Figures of runs on a device whose every step takes 10 ms, worked out by hand or from the request table."""
 
-import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -25,38 +24,9 @@ from pimserve.scheduler.simulation import Served, simulate
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
 
-from .pools import simulate_on
+from .summaries import LAYERS, NO_LIMITS, PLAN, serve, summary
 
-LAYERS = RowTerm("layers", "fc", "xpu", "tokens", ((10**13, 0),), Energy(5 * 10**12, 10**12, 2 * 10**12))
-PLAN = CostPlan(2, 1, ("xpu",), (LAYERS,), (), (), None)
 NOT_SHED = {"queue_full": 0, "predicted_ttft": 0}
-NO_LIMITS = SloSpec()
-
-
-def serve(requests: list[tuple[float, int, int]], *, concurrency: int | None = None, **changes: Any) -> Served:
-    """Serve (arrival s, input, output)."""
-    arrival, inputs, outputs = (np.array(column) for column in zip(*requests, strict=True))
-    rate = (len(arrival) - 1) / np.ptp(arrival) if np.ptp(arrival) else None
-    return simulate_on(
-        **{
-            "plan": PLAN,
-            "workload": Workload(
-                np.rint(arrival * 1e12).astype(np.int64), inputs, outputs, concurrency, rate, "", 0, {}
-            ),
-            "spec": SchedulerSpec(),
-            "kv_capacity_tokens": 16000,
-            "max_model_len": 1600,
-            **changes,
-        }
-    )
-
-
-def summary(requests: list[tuple[float, int, int]], slo: SloSpec = NO_LIMITS, **changes: Any) -> dict[str, Any]:
-    found = summarize(serve(requests, **changes), Objectives(slo), Hardware(2)).document()
-    json.dumps(found, allow_nan=False)  # a summary is plain JSON
-    return found
-
-
 FEW = {"few_samples": ["p50", "p90", "p99"]}
 
 

@@ -20,7 +20,8 @@ from pimserve.scheduler.usage import Hardware
 from tests.examples import examples
 
 from .law_runs import REPLICAS, Run
-from .strategies import Case, cases, serial_plans
+from .plan_strategies import serial_plans
+from .strategies import Case, cases
 from .swapping_strategies import swapping_cases
 from .test_load_shedding import in_ps
 from .test_simulation import serve
