@@ -36,15 +36,15 @@ def length_figures(tokens: IntArray) -> LengthFigures:
 
 
 def rank_correlation(x: IntArray, y: IntArray) -> float | None:
-    """Spearman's, ties at their mean rank, from -1 to 1; None where either is always the same."""
-    ranks = [_ranks(values) for values in (x, y)]
-    centred = [rank - rank.mean() for rank in ranks]
+    """Spearman's of (n,) lengths, ties at their mean rank, from -1 to 1; None where either is always the same."""
+    centred = [_centred_ranks(lengths) for lengths in (x, y)]
     size = float(np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
     return float((centred[0] * centred[1]).sum()) / size if size else None
 
 
-def _ranks(values: IntArray) -> FloatArray:
-    _, of, counts = np.unique(values, return_inverse=True, return_counts=True)
+def _centred_ranks(lengths: IntArray) -> FloatArray:
+    counts = np.bincount(lengths)  # lengths are bounded, so that none need be sorted
     ends = np.cumsum(counts)
-    ranks: FloatArray = (ends - (counts - 1) / 2)[of]
+    ranks: FloatArray = (ends - (counts - 1) / 2)[lengths]
+    ranks -= ranks.mean()
     return ranks

@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 from pimserve.errors import InputError
 from pimserve.loadgen.traces import formats
 from pimserve.loadgen.traces.rows import Columns
-from pimserve.loadgen.traces.trace_files import Head, heads
+from pimserve.loadgen.traces.trace_files import Head, heads, is_named, names_in
 from pimserve.loadgen.traces.trace_format import HasColumns, TraceFormat
 from pimserve.plugin_calls import named
 
@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 AUTO = "auto"
 _WHERE = "workload.trace.format"
 _MOST_HEADS = 16  # files of a folder or archive that are looked at
+_TABLES = (".csv", ".jsonl", ".parquet")
 _HALF = 0.5  # of a format's columns, from which on it may have been meant
 
 
@@ -105,6 +106,14 @@ def recognise(path: Path, columns: Columns | None = None) -> TraceFormat:
         str(path),
         f"has none of the formats {known} ({looked}){near}; workload.trace.format says which it is{hint}",
     )
+
+
+def tables_beside(path: Path, form: TraceFormat) -> list[str]:
+    """Names of tables in a folder that `form`, which was recognised in it, does not read: their names end otherwise."""
+    if not isinstance(form.recognises, HasColumns):
+        return []
+    others = [ending for ending in _TABLES if ending != form.recognises.ending]
+    return [name for name in names_in(path) if any(is_named(name, ending) for ending in others)]
 
 
 def _fits(each: TraceFormat, begins: Sequence[Head], columns: Columns | None) -> bool:

@@ -13,7 +13,7 @@ from pimserve.arrays import IntArray
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import MAX_TIME_S, PS_PER_S
 from pimserve.loadgen.streams import Streams
-from pimserve.loadgen.traces.known_formats import AUTO, recognise, trace_format
+from pimserve.loadgen.traces.known_formats import AUTO, recognise, tables_beside, trace_format
 from pimserve.loadgen.traces.pacing import paced_turns
 from pimserve.loadgen.traces.ragged import Ragged
 from pimserve.loadgen.traces.rows import SEED_0, Columns, Reading, Selection, TraceRows
@@ -28,6 +28,7 @@ from pimserve.loadgen.traces.trace_spec import TraceSpec
 from pimserve.loadgen.turns import Turns
 
 _SLOW_PER_S, _FEW = 0.01, 20  # rate below which a clock in seconds is doubted, from more rows than these
+_SHOWN = 3  # names of files in a message
 _MOSTLY = 0.5  # share of gaps that are zero from which on a trace's times are in ticks
 
 
@@ -97,7 +98,7 @@ def load_trace(spec: TraceSpec, streams: Streams = SEED_0, *, labels: bool = Fal
         sessions=used.sessions,
         turns=_turns(spec, used, scale),
         labels=used.labels,
-        warnings=_warnings(spec, form, columns, rows),
+        warnings=(*_beside(spec, path, form), *_warnings(spec, form, columns, rows)),
         doubtful_clock=columns.arrival if form.open_names and columns.unit == "s" else None,
         first_ps=(rows.clock_ps if rows.epoch_ps is None else rows.epoch_ps) + int(used.after_ps[0]),
         dated=rows.epoch_ps is not None,
@@ -143,6 +144,15 @@ def _turns(spec: TraceSpec, used: TraceRows, scale: float) -> Turns | None:
         return None
     turns = paced_turns(used.sessions, used.after_ps, spec.timing, spec.api_time_scale or 1.0, spec.max_idle_gap_s)
     return None if turns is None else replace(turns, think_ps=_rescaled(turns.think_ps, scale))
+
+
+def _beside(spec: TraceSpec, path: Path, form: TraceFormat) -> list[str]:
+    """What to say where other tables lie in a folder of which nobody said what it holds."""
+    names = tables_beside(path, form) if spec.format == AUTO else []
+    if not names:
+        return []
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return [f"the trace is taken to be {form.name}: other tables of its folder are not read ({shown})"]
 
 
 def _warnings(spec: TraceSpec, form: TraceFormat, columns: Columns, rows: TraceRows) -> tuple[str, ...]:

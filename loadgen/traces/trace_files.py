@@ -181,6 +181,11 @@ def members_named(path: Path, ending: str) -> Iterator[Member]:
         raise InputError(str(path), f"holds no file that ends in {ending}")
 
 
+def names_in(path: Path) -> list[str]:
+    """Names of a folder's files, in order; none where the trace is a file."""
+    return [name for name, _ in _files_below(path)] if path.is_dir() else []
+
+
 def is_named(name: str, ending: str) -> bool:
     """Whether a file's name ends so, or so and compressed."""
     return re.sub(r"\.(gz|zst|zstd)$", "", name.lower()).endswith(ending)

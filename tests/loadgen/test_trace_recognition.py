@@ -173,6 +173,20 @@ wrong = TraceFormat("wrong", "", lambda *_: 1 / 0, lambda *_: [][1], mine.column
 """
 
 
+def test_tables_of_a_folder_that_are_not_read_are_told(tmp_path: Path) -> None:
+    (tmp_path / "part-1.jsonl").write_text(CONTENTS["mooncake"])
+    (tmp_path / "README.md").write_text("about it")
+    spec = TraceSpec(path=str(tmp_path))
+    assert load_trace(spec).warnings == ()
+    for number, name in enumerate(("azure", "vidur", "burstgpt", "burstgpt")):
+        (tmp_path / f"{number}.csv").write_text(CONTENTS[name])
+    trace = load_trace(spec)
+    assert (trace.format, trace.rows_read) == ("mooncake", 1)
+    (said,) = trace.warnings
+    assert said.endswith("to be mooncake: other tables of its folder are not read (0.csv, 1.csv, 2.csv and 1 more)")
+    assert load_trace(spec.model_copy(update={"format": "mooncake"})).warnings == ()
+
+
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, points: str) -> None:
     metadata = folder / "mine-1.0.dist-info"
     metadata.mkdir()
