@@ -19,6 +19,7 @@ from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 
 _WHERE = "cluster.placement"
+_INHERITED = ("device", "placement", "expert_placement")  # sections that come from `cluster` as a whole, if left out
 
 
 def place_group(
@@ -80,6 +81,21 @@ def place_group(
     return replace(pool, replica=replace(pool.replica, facts=facts))
 
 
+def place_below(where: str, section: str, given: object) -> str:
+    """Where a scenario has what an error says of `cluster`, of a pool or a group of devices.
+
+    Args:
+        where: the error's place.
+        section: of the pool or group.
+        given: what stands there.
+    """
+    top, _, rest = where.partition(".")
+    key = rest.partition(".")[0]
+    if top != "cluster" or (key in _INHERITED and getattr(given, key, None) is None):
+        return where
+    return section + where.removeprefix("cluster")
+
+
 def place_one(scenario: Scenario, group: GroupName, model: ModelSpec, routing: Routing) -> PlacedPool:
     """One group of devices by itself, with its parts of the model.
 
@@ -96,10 +112,8 @@ def place_one(scenario: Scenario, group: GroupName, model: ModelSpec, routing: R
     try:
         return place_group(scenario.of_group(group), model, routing, spec.parts_of(group), chosen)
     except InputError as error:
-        section, _, key = error.where.partition(".")
-        if section == "cluster" and not key.startswith("expert_placement"):
-            raise error.at(f"{_WHERE}.{group}{error.where.removeprefix('cluster')}") from None
-        raise
+        given = getattr(spec, group)
+        raise error.moved(lambda where: place_below(where, f"{_WHERE}.{group}", given)) from None
 
 
 def place_experts(scenario: Scenario, model: ModelSpec, routing: Routing) -> PlacedPool:

@@ -53,9 +53,17 @@ class HotExpertsSpec(GroupSpec):
     )
 
 
+def _form(value: object) -> str | None:
+    if isinstance(value, str):
+        return "<word>" if value == "attention" else None
+    return "<devices>"
+
+
 _Experts = Annotated[
-    Annotated[GroupSpec, Tag("")] | Annotated[Literal["attention"], Tag("attention")],
-    Discriminator(lambda value: "attention" if isinstance(value, str) else ""),
+    Annotated[GroupSpec, Tag("<devices>")] | Annotated[Literal["attention"], Tag("<word>")],
+    Discriminator(
+        _form, custom_error_type="form", custom_error_message="must be a mapping of keys to values, or attention"
+    ),
 ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.interconnect import ALL_TO_ALL, RING
-from pimserve.cluster.scenario.one_group import place_group
+from pimserve.cluster.scenario.one_group import place_below, place_group
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.placement_spec import PlacementSpec
 from pimserve.cluster.scenario.two_groups import place_two_groups
@@ -35,6 +35,14 @@ def routing_of(scenario: Scenario, model: ModelSpec) -> Routing:
     return scenario.routing.for_model(model)
 
 
+def of_pool(error: InputError, scenario: Scenario, name: str) -> InputError:
+    """An error in a pool that was placed as if it were all that a scenario has, by the scenario's own places."""
+    if not name:
+        return error
+    given = getattr(scenario.cluster.pools, name)
+    return error.moved(lambda where: place_below(where, f"cluster.pools.{name}", given))
+
+
 def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing, first: int = 0) -> PlacedPool:
     """A pool of a scenario, "" for the only one; its replicas are numbered from `first` on.
 
@@ -48,9 +56,7 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
         else:
             pool = place_group(alone, model, routing)
     except InputError as error:
-        if name and error.where.partition(".")[0] == "cluster":
-            raise error.at(f"cluster.pools.{name}{error.where.removeprefix('cluster')}") from None
-        raise
+        raise of_pool(error, scenario, name) from None
     notes = (*pool.replica.warnings, *_without_effect(alone, pool))
     layer = model.attention.kv_elements * pool.replica.precision.kv_bits / 8
     of_layers = layer * (model.layers - model.windowed_layers), layer * model.windowed_layers

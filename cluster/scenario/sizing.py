@@ -15,7 +15,7 @@ from pimserve.cluster.scenario.document import MOST_DEVICES, Scenario
 from pimserve.cluster.scenario.hot_count import best_count
 from pimserve.cluster.scenario.one_group import place_one
 from pimserve.cluster.scenario.placement import PlacedPool
-from pimserve.cluster.scenario.pools import place_pool, routing_of
+from pimserve.cluster.scenario.pools import of_pool, place_pool, routing_of
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.routing import Routing
 from pimserve.errors import DoesNotFitError, InputError
@@ -77,7 +77,10 @@ def _with(scenario: Scenario, name: str, group: _Group, change: dict[str, Any]) 
 def _placed(scenario: Scenario, name: str, group: _Group, model: ModelSpec, routing: Routing) -> PlacedPool:
     if not group:
         return place_pool(scenario, name, model, routing)
-    return place_one(scenario.of_pool(name), group, model, routing)
+    try:
+        return place_one(scenario.of_pool(name), group, model, routing)
+    except InputError as error:
+        raise of_pool(error, scenario, name) from None
 
 
 def _fewest(scenario: Scenario, name: str, group: _Group) -> int:

@@ -41,7 +41,8 @@ def place_two_groups(scenario: Scenario, model: ModelSpec, routing: Routing) -> 
     if spec.micro_batches != "auto" and spec.micro_batches > most:
         raise InputError(
             f"{_WHERE}.micro_batches",
-            f"{spec.micro_batches} exceeds scheduler.max_num_seqs, the {most} requests of the largest batch",
+            f"{spec.micro_batches} exceeds scheduler.max_num_seqs, the {most} requests of the largest batch: use at "
+            f"most {most}, or auto",
         )
     link = link_between(scenario, model, routing, attention, experts)
     if spec.micro_batches != "auto":

@@ -53,6 +53,10 @@ class InputError(PimserveError, ValueError):
         """The same of another place."""
         return InputError(where, self.message)
 
+    def moved(self, place: Callable[[str], str]) -> InputError:
+        """The same, its place (or each, of several mistakes) as `place` names it."""
+        return self.at(place(self.where))
+
 
 class InputsError(InputError):
     """Several mistakes, a line for each."""
@@ -60,6 +64,10 @@ class InputsError(InputError):
     def __init__(self, errors: Sequence[InputError]) -> None:
         self.errors = tuple({str(error): error for error in errors}.values())
         super().__init__("", "\n".join(map(str, self.errors)))
+
+    def moved(self, place: Callable[[str], str]) -> InputError:
+        """The same, each place as `place` names it."""
+        return InputsError([error.moved(place) for error in self.errors])
 
 
 def together(errors: Sequence[InputError]) -> InputError:
@@ -96,7 +104,7 @@ def validation_error(where: str, error: ValidationError, schema: type[BaseModel]
         error: the findings.
         schema: what was validated; with it, paths hold the document's keys only, and unknown keys get a hint.
     """
-    lines = []
+    errors = []
     for found in error.errors(include_url=False):
         if found["type"] == "too_short" and len(found["input"]) >= found["ctx"]["min_length"]:
             continue  # entries that are wrong were not counted; what is wrong with them is told
@@ -104,9 +112,8 @@ def validation_error(where: str, error: ValidationError, schema: type[BaseModel]
         message = _message(found, parent, here)
         if found["type"] == "union_tag_invalid":
             keys.append(found["ctx"]["discriminator"].strip("'"))
-        path = ".".join(str(part) for part in (where, *keys) if part != "")
-        lines.append(f"{path}: {message}" if path else message)
-    return InputError("", "\n".join(lines))
+        errors.append(InputError(".".join(str(part) for part in (where, *keys) if part != ""), message))
+    return InputsError(errors)
 
 
 def _message(found: ErrorDetails, parent: Sequence[type[BaseModel]], here: Sequence[type[BaseModel]]) -> str:

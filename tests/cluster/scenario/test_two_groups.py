@@ -139,7 +139,7 @@ def test_pools_may_have_groups(tmp_path: Path) -> None:
         (
             ["cluster.placement.micro_batches=4", "scheduler.max_num_seqs=3"],
             "cluster.placement.micro_batches",
-            "exceeds scheduler.max_num_seqs",
+            "exceeds scheduler.max_num_seqs, the 3 requests of the largest batch: use at most 3",
         ),
         (
             ["cluster.placement.experts.devices_per_node=1"],
@@ -162,6 +162,47 @@ def test_what_does_not_go_is_said_with_its_place(overrides: list[str], where: st
         prepared(*overrides)
     assert where in str(caught.value)
     assert what in str(caught.value)
+
+
+ZIPF = ["routing.popularity=zipf", "routing.zipf_exponent=1"]
+_TYPO = "{preset: h100, tdp: 1}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        ([f"cluster.placement.experts.device={_TYPO}"], "cluster.placement.experts.device.tdp"),
+        (
+            [f"cluster.placement.experts={{device: {_TYPO}, devices_per_node: auto}}"],
+            "cluster.placement.experts.device.tdp",
+        ),
+        ([f"cluster.placement.attention.device={_TYPO}"], "cluster.placement.attention.device.tdp"),
+        ([f"cluster.device={_TYPO}"], "cluster.device.tdp"),
+        (
+            [f"cluster.placement.hot_experts={{device: {_TYPO}, count: 1}}", *ZIPF],
+            "cluster.placement.hot_experts.device.tdp",
+        ),
+        ([f"cluster.pools={{prefill: {{device: {_TYPO}}}, decode: {{}}}}"], "cluster.pools.prefill.device.tdp"),
+        (
+            [f"cluster.pools={{prefill: {{}}, decode: {{placement: {{experts: {{device: {_TYPO}}}}}}}}}"],
+            "cluster.pools.decode.placement.experts.device.tdp",
+        ),
+        (["cluster.pools={prefill: {}, decode: {}}", f"cluster.device={_TYPO}"], "cluster.device.tdp"),
+        (["cluster.placement.experts.count=2"], "cluster.placement.experts.count"),
+    ],
+)
+def test_keys_that_nobody_knows_are_named_where_the_scenario_has_them(overrides: list[str], where: str) -> None:
+    with pytest.raises(InputError) as caught:
+        prepared(*overrides)
+    assert str(caught.value).startswith(f"{where}: unknown key")
+    assert "(known: " in str(caught.value)
+
+
+def test_experts_are_on_a_group_or_with_attention() -> None:
+    with pytest.raises(
+        InputError, match=r"^cluster\.placement\.experts: must be a mapping .*, or attention \(got 'gpu'"
+    ):
+        prepared("cluster.placement.experts=gpu")
 
 
 def test_the_schema_says_what_may_be_placed() -> None:
