@@ -64,7 +64,8 @@ _SETTING = """## Setting
 - **Goodput**: the highest rate at which {attainment} of the requests meet both limits of the SLO and the run is not
   saturated, found by bisection within {close}. *Relaxed*: TTFT {relaxed}. *Strict*: {strict}. A run has arrivals for
   a minute, or as long as {enough} requests take, but at least for {least:g} s and of {fewest} requests; the first
-  quarter is not measured.
+  quarter is not measured. Of the {runs} runs at a relaxed goodput {short} are too short to tell whether they would stay
+  so: these count, though in longer runs some might turn out to be saturated.
 - **Energy** is what devices draw: hosts, cooling, and the links between devices are left out, those between groups
   too. Silicon is what computes: memory dies are left out, on AIMC chips too.
 - **Not covered**: prompts on a pool of their own ([pools.md](../pools.md)), where decoding alone would be what is
@@ -76,8 +77,8 @@ _SETTING = """## Setting
 _FLEETS = """## Fleets of equal size
 
 Whole replicas within a budget: {fleet} times the largest replica of the comparison, so that what is left over is
-small. A replica behind a router does what it does alone ([checks](#checks)), so a fleet's goodput is that of its
-replicas together.
+small. A fleet's goodput counts as that of its replicas together. Behind a router these do nearly what they do alone: at
+the worst {lowest} of the requests keep the SLO in place of {alone} ([checks](#checks)).
 
 - *Equal devices*: an H100, a Duplex and an AIMC chip count as one each.
 - *Equal silicon*: mm2 as above.
@@ -142,8 +143,8 @@ def page(study: Study) -> str:
             "\n### What was never demonstrated, and decides\n\n",
             *_bullets(undemonstrated(study)),
             "\n",
-            _setting(),
-            _FLEETS.format(fleet=FLEET),
+            _setting(study),
+            _fleets_head(study),
             *_fleets(study),
             *_replicas(study),
             *_energy(study),
@@ -159,7 +160,13 @@ def _bullets(sentences: Iterator[str]) -> Iterator[str]:
     return (f"- {sentence}\n" for sentence in sentences)
 
 
-def _setting() -> str:
+def _fleets_head(study: Study) -> str:
+    edge = min(study.copies, key=lambda entry: entry["several"]["attainment"])
+    lowest, alone = (f"{100 * edge[run]['attainment']:.0f} %" for run in ("several", "one"))
+    return _FLEETS.format(fleet=FLEET, lowest=lowest, alone=alone)
+
+
+def _setting(study: Study) -> str:
     from mixed_runs import CLOSE, ENOUGH, FEWEST, LEAST_S  # noqa: PLC0415 of the runs
 
     def limits(name: str) -> str:
@@ -174,6 +181,8 @@ def _setting() -> str:
         fewest=FEWEST,
         enough=f"{ENOUGH:,}",
         least=LEAST_S,
+        runs=len(study.stabilities),
+        short=study.stabilities.count("too short to tell"),
     )
 
 

@@ -51,6 +51,12 @@ class Study:
         self.knobs = {model: {knob.name: knob for knob in knobs(model)} for model in MODELS}
         self.models = [name for name in MODELS if any(cell["model"] == name for cell in self._cells)]
 
+    @property
+    def stabilities(self) -> list[str]:
+        """Of all runs at a relaxed goodput."""
+        found = (cell[RELAXED]["goodput"] for cell in self._cells)
+        return [figures["stability"] for figures in found if figures]
+
     def shapes(self, model: str, system: str, traffic: str) -> list[Cell]:
         """All shapes of a system that were tried."""
         wanted = (model, system, traffic)
