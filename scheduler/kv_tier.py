@@ -16,9 +16,13 @@ _BYTES_PER_GB = 10**9
 
 @dataclass(slots=True)
 class TierFigures:
-    """What became of a tier: tokens that were found in it, blocks that came and went, and how long its link worked."""
+    """What became of a tier: tokens that were found in it, blocks that came and went, and how long its link worked.
+
+    Those that requests found which had been preempted are apart, as in `PrefixFigures`.
+    """
 
     hit_tokens: int = 0
+    preempted_hit_tokens: int = 0
     read_blocks: int = 0
     written_blocks: int = 0
     evicted_blocks: int = 0
@@ -71,9 +75,12 @@ class KvTier:
         self.free_fs = 0
         self.blocks.clear()
 
-    def found(self, tokens: int) -> None:
-        """So many tokens that were looked up are in blocks that will be read."""
-        self.figures.hit_tokens += tokens
+    def found(self, tokens: int, *, preempted: bool) -> None:
+        """So many tokens that a request looked up, maybe one that was `preempted`, are in blocks that will be read."""
+        if preempted:
+            self.figures.preempted_hit_tokens += tokens
+        else:
+            self.figures.hit_tokens += tokens
 
     def read(self, blocks: Sequence[int], now_fs: int) -> int:
         """These are wanted on the device; returns when they are there, fs."""

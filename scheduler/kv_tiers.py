@@ -111,8 +111,11 @@ class KvTiers:
             return len(hit)
         return next((hit.index(block) for block in below if block not in self.own), len(hit))
 
-    def admit(self, hit: Sequence[int], below: Sequence[int]) -> None:
-        """A request takes over blocks, of which those `below` have to be read; `ready_fs` says when all are there."""
+    def admit(self, hit: Sequence[int], below: Sequence[int], *, preempted: bool) -> None:
+        """A request takes over blocks, of which those `below` have to be read; `ready_fs` says when all are there.
+
+        What one finds that was `preempted` is counted apart.
+        """
         now_fs, coming = self.now_fs, self._coming
         ready_fs = max((coming.get(block, 0) for block in hit), default=0) if coming else 0
         if below:
@@ -122,7 +125,7 @@ class KvTiers:
                 found[self._home(block)].append(block)
             for tier, blocks in zip(self._tiers, found, strict=True):
                 if blocks:
-                    tier.found(sum(block >= 0 for block in blocks) * self._size)
+                    tier.found(sum(block >= 0 for block in blocks) * self._size, preempted=preempted)
                     there_fs = tier.read(blocks, now_fs)
                     coming.update(dict.fromkeys(blocks, there_fs))
                     ready_fs = max(ready_fs, there_fs)

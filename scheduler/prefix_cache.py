@@ -111,6 +111,7 @@ class PrefixKvCache(KvCache):
         self._holders: dict[int, int] = {}  # by id of a cached block that is not free: how many requests hold it
         self._held: dict[int, list[int]] = {}  # by request: ids of its blocks, the first ones of all that it has
         self._held_to_send: dict[int, list[list[int]]] = {}  # the same of those in `_sending`, in that order
+        self._preempted: set[int] = set()  # requests that have not left since
         # The queue of free blocks, and how many they are: ids of cached ones; under keys below 0, others in a row.
         self._free: OrderedDict[int, int] = OrderedDict({-1: self.blocks})
         self._queued = self.blocks  # blocks in it
@@ -155,14 +156,13 @@ class PrefixKvCache(KvCache):
             else:
                 holders[block] = holders.get(block, 0) + 1
         if tiers is not None:
-            tiers.admit(hit, below)
+            tiers.admit(hit, below, preempted=request in self._preempted)
         self._queued -= idle
         self._take(new)
         self.used += new + idle
         self._held[request] = hit
         if prompt:
-            self._figures.queried_tokens += tokens
-            self._figures.hit_tokens += len(hit) * size
+            self._figures.count(tokens, len(hit) * size, preempted=request in self._preempted)
         self._figures.cached_blocks += len(below)
         if self._events is not None:
             self._events += below
@@ -184,10 +184,12 @@ class PrefixKvCache(KvCache):
         if not prompt:
             self._cache(request, tokens)
         self._give_back(self._leave(request), self.blocks_of(tokens))
+        self._preempted.add(request)
 
     def release(self, request: int, tokens: int) -> int:
         """As `KvCache.release`; blocks that others hold too do not come free."""
         self._cache(request, tokens)
+        self._preempted.discard(request)
         if self._reserves is not None:
             self._reserved -= self.blocks_of(self._most(request))
         return self._give_back(self._leave(request), self.blocks_of(tokens))
@@ -195,6 +197,7 @@ class PrefixKvCache(KvCache):
     def send(self, request: int, tokens: int) -> None:
         """As `KvCache.send`; the blocks are held, by others too, until then. For tiers, the request leaves now."""
         super().send(request, tokens)
+        self._preempted.discard(request)
         self._held_to_send.setdefault(request, []).append(self._leave(request))
 
     def sent(self, request: int) -> None:
@@ -213,6 +216,7 @@ class PrefixKvCache(KvCache):
             "prefix_holders": list(self._holders.items()),
             "prefix_held": list(self._held.items()),
             "prefix_held_to_send": list(self._held_to_send.items()),
+            "prefix_preempted": sorted(self._preempted),
             "prefix_free": list(self._free.items()),
             "prefix_queued": self._queued,
             "prefix_next_key": self._next_key,
@@ -227,6 +231,7 @@ class PrefixKvCache(KvCache):
         self._holders = dict(state["prefix_holders"])
         self._held = {request: list(blocks) for request, blocks in state["prefix_held"]}
         self._held_to_send = {request: [list(each) for each in held] for request, held in state["prefix_held_to_send"]}
+        self._preempted = set(state["prefix_preempted"])
         self._free = OrderedDict((key, count) for key, count in state["prefix_free"])
         self._queued, self._next_key = state["prefix_queued"], state["prefix_next_key"]
         for name, value in state["prefix_figures"].items():

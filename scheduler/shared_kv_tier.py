@@ -117,10 +117,10 @@ class KvTierPart(KvTier):
         """Its replica looks blocks up now."""
         self.shared.settle(now_fs, self._replica)
 
-    def found(self, tokens: int) -> None:
+    def found(self, tokens: int, *, preempted: bool) -> None:
         """As `KvTier.found`."""
-        super().found(tokens)
-        self.shared.tier.found(tokens)
+        super().found(tokens, preempted=preempted)
+        self.shared.tier.found(tokens, preempted=preempted)
 
     def read(self, blocks: Sequence[int], now_fs: int) -> int:
         """As `KvTier.read`, of blocks that were looked up now."""

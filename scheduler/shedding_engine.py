@@ -146,7 +146,7 @@ class SheddingEngine(Engine):
         tokens = row[_PREFILL_TOKENS]
         # Of a request whose blocks are still being loaded, hits count with the next prompts that are computed.
         if tokens and (found := self.kv.prefix_figures()) is not None:
-            hits = found.hit_tokens
+            hits = found.hit_tokens + found.preempted_hit_tokens
             tokens, self._hit_tokens = tokens + hits - self._hit_tokens, hits
         self._shedding.rate.step(tokens, row[-1])
         self._log.span(row)

@@ -267,11 +267,13 @@ class FaultFigures(Section):
 class PrefixCache(Section):
     """Prefix caches of all replicas, over the whole run."""
 
-    queried_tokens: int = figure("tokens", "looked up: of prompts, whenever they were admitted")
+    queried_tokens: int = figure("tokens", "looked up: of requests when they were admitted")
     hit_tokens: int = figure("tokens", "of these that were cached, and not computed")
     hit_ratio: float | None = figure("1", "hit_tokens / queried_tokens; null if nobody was admitted")
     evicted_blocks: int = figure("blocks", "of KV cache that were forgotten, as others needed them")
     cached_blocks: int = figure("blocks", "that can be found by their tokens when the run ends")
+    preempted_queried_tokens: int = figure("tokens", "looked up by requests that came back after a preemption; apart")
+    preempted_hit_tokens: int = figure("tokens", "of these that were cached, mostly what they had themselves")
 
 
 class SpecDecode(Section):

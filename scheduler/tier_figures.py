@@ -69,6 +69,7 @@ def _tier_use(tiers: Sequence[KvTier], queried: int, hit: int, queried_in_all: i
         kept_blocks=sum(tier.kept for tier in tiers),
         queried_tokens=queried,
         hit_tokens=hit,
+        preempted_hit_tokens=sum(each.preempted_hit_tokens for each in figures),
         hit_ratio=hit / queried_in_all if queried_in_all else None,
         read_bytes=sum(each.read_blocks for each in figures) * first.block_bytes,
         written_bytes=sum(each.written_blocks for each in figures) * first.block_bytes,

@@ -15,6 +15,7 @@ class KvTierUse(Section):
     kept_blocks: int = figure("blocks", "that it held in the end")
     queried_tokens: int = figure("tokens", "looked up in it, as neither devices nor tiers above had them")
     hit_tokens: int = figure("tokens", "of prefix_cache.hit_tokens, those that were read from it")
+    preempted_hit_tokens: int = figure("tokens", "of prefix_cache.preempted_hit_tokens, likewise")
     hit_ratio: float | None = figure("1", "hit_tokens / prefix_cache.queried_tokens; null if nobody was admitted")
     read_bytes: int = figure("B", "to the device, also what the end of the run left on its way")
     written_bytes: int = figure("B", "to it, likewise")

@@ -91,7 +91,8 @@ class WindowedPrefixKvCache(PrefixKvCache):
             return -1
         if self.tiers is not None:
             missing = [~block for block in of_window if block not in self._owners and block not in self._keys]
-            self.tiers.admit([*hit, *(~block for block in of_window)], [*below, *missing])
+            used, preempted = [*hit, *(~block for block in of_window)], request in self._preempted
+            self.tiers.admit(used, [*below, *missing], preempted=preempted)
         for block in hit:
             holders[block] = holders.get(block, 0) + 1
             free.pop(block, None)
@@ -103,8 +104,7 @@ class WindowedPrefixKvCache(PrefixKvCache):
         self.used += needed
         self._held[request] = hit
         if prompt:
-            self._figures.queried_tokens += tokens
-            self._figures.hit_tokens += end * size
+            self._figures.count(tokens, end * size, preempted=request in self._preempted)
         self._figures.cached_blocks += len(below)
         if self._events is not None:
             self._events += below
@@ -144,11 +144,13 @@ class WindowedPrefixKvCache(PrefixKvCache):
         if not prompt:
             self._cache_all(request, tokens)
         self._depart(request, tokens)
+        self._preempted.add(request)
 
     def release(self, request: int, tokens: int) -> int:
         """As `KvCache.release`; blocks that others hold too do not come free."""
         self._take_growth()
         self._cache_all(request, tokens)
+        self._preempted.discard(request)
         if self._reserves is not None:
             self._reserved -= self.blocks_of(self._most(request))
         return self._depart(request, tokens)

@@ -13,6 +13,8 @@ class PrefixCacheState:
     hit_tokens: int
     evicted_blocks: int
     cached_blocks: int
+    preempted_queried_tokens: int
+    preempted_hit_tokens: int
 
     @property
     def hit_ratio(self) -> float | None:

@@ -136,13 +136,25 @@ FAMILIES = (
     Family(
         "pimserve_prefix_cache_queried_tokens_total",
         "counter",
-        "Tokens of admitted requests, looked up in the prefix cache; once more after a preemption.",
+        "Tokens of admitted requests, looked up in the prefix cache; not again after a preemption.",
         ENGINE,
     ),
     Family(
         "pimserve_prefix_cache_hit_tokens_total",
         "counter",
         "Of these, those that were cached, and not computed.",
+        ENGINE,
+    ),
+    Family(
+        "pimserve_prefix_cache_preempted_queried_tokens_total",
+        "counter",
+        "Tokens that requests looked up when they came back after a preemption.",
+        ENGINE,
+    ),
+    Family(
+        "pimserve_prefix_cache_preempted_hit_tokens_total",
+        "counter",
+        "Of these, those that were cached, and not computed again.",
         ENGINE,
     ),
     Family(
@@ -244,6 +256,8 @@ BY_NAME = {family.name: family for family in FAMILIES}
 PREFIX_CACHE = {  # families of prefix caches, and what of `PrefixFigures` they show
     "pimserve_prefix_cache_queried_tokens_total": "queried_tokens",
     "pimserve_prefix_cache_hit_tokens_total": "hit_tokens",
+    "pimserve_prefix_cache_preempted_queried_tokens_total": "preempted_queried_tokens",
+    "pimserve_prefix_cache_preempted_hit_tokens_total": "preempted_hit_tokens",
     "pimserve_prefix_cache_evicted_blocks_total": "evicted_blocks",
     "pimserve_prefix_cache_blocks": "cached_blocks",
 }

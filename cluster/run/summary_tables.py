@@ -191,6 +191,9 @@ def prefix_table(cache: PrefixCache) -> Table:
         Row("blocks evicted", (count(cache.evicted_blocks),)),
         Row("blocks cached at the end", (count(cache.cached_blocks),)),
     ]
+    if queried := cache.preempted_queried_tokens:
+        found = f"{count(cache.preempted_hit_tokens)} of {count(queried)}"
+        rows.append(Row("cached, of preempted requests", (found,), short="of preempted"))
     return Table("Prefix cache", ("",), rows)
 
 

@@ -210,7 +210,9 @@ def compare(case: Case, expected: ReferenceResult, log: Recorder, table: Request
             continue  # an open loop's requests from after the stop never come into being
         assert _comparable(ours) == _comparable(theirs)
     if case.prefixes is not None:
-        figures = (expected.queries, expected.hits, expected.evictions, expected.cached)
+        again = expected.queries_again, expected.hits_again
+        first = expected.queries - again[0], expected.hits - again[1]
+        figures = (*first, expected.evictions, expected.cached, *again)
         assert astuple(together(core.kv.prefix_figures() for core in engine.cores)) == figures
         if case.tiers:
             (core,) = engine.cores
@@ -243,7 +245,8 @@ def _kept(tier: KvTier) -> tuple[object, ...]:
 def _carried(tier: ReferenceTier, block_size: int) -> tuple[object, ...]:
     busy_fs = sum(end - begin for begin, end, _ in tier.sent)
     ends_fs = max((end for _, end, _ in tier.sent), default=0)
-    return tier.kept, tier.found * block_size, tier.read, tier.written, tier.evicted, busy_fs, ends_fs
+    found = (tier.found - tier.found_again) * block_size, tier.found_again * block_size
+    return tier.kept, *found, tier.read, tier.written, tier.evicted, busy_fs, ends_fs
 
 
 def _rows(result: ReferenceResult) -> list[tuple[int | str, ...]]:

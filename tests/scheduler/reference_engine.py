@@ -359,7 +359,7 @@ def reference_events(
                 shares[group].admit(tenant_of(request), request.input, first=request.first_scheduled == NEVER)
                 request.kv = 0
                 if cache is not None:
-                    there, ready = cache.admit(request.number, known, now)
+                    there, ready = cache.admit(request.number, known, now, again=request.preemptions > 0)
                     if ready > now:
                         loading.append((ready, request, there))
                         loading.sort(key=lambda one: one[0])
@@ -470,6 +470,8 @@ def reference_events(
     result.longest_gaps_fs = [request.longest_gap for request in everyone]
     for cache in kept:
         result.queries += cache.queries
+        result.queries_again += cache.queries_again
+        result.hits_again += cache.hits_again
         hits = result.hit_tokens or [0 for _ in everyone]
         result.hit_tokens = [sum(both) for both in zip(hits, cache.hit_tokens, strict=True)]
         result.evictions += cache.evictions

@@ -52,6 +52,8 @@ class PhysicalBlocks:
         self._sending: list[tuple[int, list[Bundle], dict[int, Bundle]]] = []  # requests whose blocks are sent on
         self._found: dict[tuple[Kind, int], Bundle] = {}  # by ids: what can be found
         self.queries = 0  # tokens that admitted requests looked up
+        self.queries_again = 0  # of these, by requests that had been preempted
+        self.hits_again = 0  # tokens that these found
         self.hit_tokens = [0 for _ in ids]  # of each request, in all its admissions
         self.evictions = 0  # blocks that could be found when one under their id was needed for something else
 
@@ -67,6 +69,12 @@ class PhysicalBlocks:
     def cached(self) -> int:
         """How many blocks can be found."""
         return sum(map(len, self._found.values()))
+
+    @property
+    def figures(self) -> tuple[int, ...]:
+        """As `PrefixFigures` has them: what is looked up and found for the first time, and again, is apart."""
+        again = self.queries_again, self.hits_again
+        return self.queries - again[0], sum(self.hit_tokens) - again[1], self.evictions, self.cached, *again
 
     def fits(self, request: int, tokens: int, *, prompt: bool = True) -> bool:
         """Whether it can be admitted with `tokens` to compute; what it hits leaves the queue, too.
@@ -88,12 +96,17 @@ class PhysicalBlocks:
         self.queries, self.hit_tokens[request] = queries, hits  # it would not have computed them
         self.computed(request, 0, tokens - 1)
 
-    def admit(self, request: int, tokens: int, now: int = 0, *, prompt: bool = True) -> tuple[int, int]:
-        """Give a request its blocks; returns how many of the `tokens` are cached already, and when they are here."""
+    def admit(
+        self, request: int, tokens: int, now: int = 0, *, prompt: bool = True, again: bool = False
+    ) -> tuple[int, int]:
+        """Give a request its blocks, maybe again as it was preempted.
+
+        Returns how many of the `tokens` are cached already, and when they are here.
+        """
         hits = self._lookup(request, tokens)
         places = self._window_places(request, tokens, prompt=prompt)
         used = [*hits, *(~hits[place] for place in places if place < len(hits))]
-        ready = self.tiers.take(used, {_in_tiers(name) for name in self._found}, now)
+        ready = self.tiers.take(used, {_in_tiers(name) for name in self._found}, now, again=again)
         wanted: list[tuple[Kind, int]] = [("full", place) for place in range(self._needed(tokens))]
         wanted += [("window", place) for place in places]
         have: dict[tuple[Kind, int], Bundle] = {}
@@ -110,6 +123,8 @@ class PhysicalBlocks:
         self._windows[request] = {slot[1]: have[slot] for slot in wanted if slot[0] == "window"}
         self.queries += tokens
         self.hit_tokens[request] += len(hits) * self._size
+        self.queries_again += tokens if again else 0
+        self.hits_again += len(hits) * self._size if again else 0
         return len(hits) * self._size, ready
 
     def grow(self, tokens: Mapping[int, int], now: int = 0) -> None:

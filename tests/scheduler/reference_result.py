@@ -40,9 +40,10 @@ class ReferenceResult:
 
     `itl` holds (time between two tokens of one request in fs, how many samples of it), `longest_gaps_fs` the longest
     such time of each request. With a prefix cache `queries` are the tokens that were looked up, `hit_tokens` those of
-    each request that were found, `hits` their sum, `evictions` the blocks that were forgotten, `cached` those that can
-    be found at the end, `tier_waits_fs` how long requests waited for blocks from the `tiers`. With host
-    memory for blocks `swaps` are, of each request, how often its blocks went there, and how many were copied.
+    each request that were found, `hits` their sum, `queries_again` and `hits_again` what of both is of requests that
+    had been preempted, `evictions` the blocks that were forgotten, `cached` those that can be found at the end,
+    `tier_waits_fs` how long requests waited for blocks from the `tiers`. With host memory for blocks `swaps` are, of
+    each request, how often its blocks went there, and how many were copied.
     """
 
     steps: list[ReferenceStep] = field(default_factory=list)
@@ -54,6 +55,8 @@ class ReferenceResult:
     evictions: int = 0
     swaps: list[tuple[int, int]] = field(default_factory=list)
     cached: int = 0
+    queries_again: int = 0
+    hits_again: int = 0
     tier_waits_fs: list[int] = field(default_factory=list)
     tiers: list[ReferenceTier] = field(default_factory=list)
 

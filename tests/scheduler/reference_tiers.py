@@ -27,6 +27,7 @@ class ReferenceTier:
     kept: list[int] = field(default_factory=list)
     sent: list[tuple[int, int, int]] = field(default_factory=list)
     found: int = 0  # ids of full groups
+    found_again: int = 0  # of these, by requests that had been preempted
     read: int = 0
     written: int = 0
     evicted: int = 0
@@ -69,13 +70,17 @@ class ReferenceTiers:
             used = [block_id for block_id in reversed(ids) if block_id in tier.kept]
             tier.kept = [block_id for block_id in tier.kept if block_id not in used] + used
 
-    def take(self, ids: Sequence[int], on_device: set[int], now: int) -> int:
-        """A request takes blocks over, of which some are on the device; returns when all are."""
+    def take(self, ids: Sequence[int], on_device: set[int], now: int, *, again: bool = False) -> int:
+        """A request takes blocks over, maybe again as it was preempted, some of them on the device.
+
+        Returns when all are.
+        """
         homes = {block_id: self.where(block_id) for block_id in ids if block_id not in on_device}
         for tier in self.tiers:
             mine = [block_id for block_id, home in homes.items() if home is tier]
             if mine:
                 tier.found += sum(block_id >= 0 for block_id in mine)
+                tier.found_again += sum(block_id >= 0 for block_id in mine) if again else 0
                 tier.read += tier.count(mine)
                 there = tier.carry(tier.count(mine), now) + tier.latency_fs
                 self.arrivals.update(dict.fromkeys(mine, there))

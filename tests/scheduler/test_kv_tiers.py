@@ -226,6 +226,7 @@ def test_figures_of_tiers() -> None:
         "kept_blocks": moved.written_blocks,
         "queried_tokens": section["tiers"][1]["queried_tokens"] + 40,
         "hit_tokens": 40,
+        "preempted_hit_tokens": 0,
         "hit_ratio": pytest.approx(40 / 200),
         "read_bytes": 10 * BLOCK_BYTES,
         "written_bytes": moved.written_blocks * BLOCK_BYTES,

@@ -199,6 +199,8 @@ def test_what_is_found_is_not_computed() -> None:
         "hit_ratio": pytest.approx(40 / 150),
         "evicted_blocks": 0,
         "cached_blocks": 26,
+        "preempted_queried_tokens": 0,
+        "preempted_hit_tokens": 0,
     }
     assert "prefix_cache" not in summarize(without, Objectives(), Hardware(1)).document()
 

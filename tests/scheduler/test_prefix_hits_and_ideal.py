@@ -32,12 +32,24 @@ def hit_tokens(served: Served) -> int:
 
 
 @examples(60)
-@given(ROWS, st.integers(100, 600), st.integers(1, 3))
-def test_no_more_is_found_than_there_is(rows: list[tuple[int, int, int]], kv_tokens: int, replicas: int) -> None:
-    """Of whoever is not preempted: else they find what they had themselves."""
+@given(ROWS, st.integers(100, 600), st.integers(1, 3), st.sampled_from(["prompt", "oracle"]))
+def test_no_more_is_found_than_there_is(
+    rows: list[tuple[int, int, int]], kv_tokens: int, replicas: int, kv_admission: str
+) -> None:
+    """Also where requests are preempted, which then find what they had themselves."""
     workload = load(rows)
-    served = run(workload, kv_tokens, run_settings={"replicas": replicas}, kv_admission="oracle")
+    served = run(workload, kv_tokens, run_settings={"replicas": replicas}, kv_admission=kv_admission)
     assert hit_tokens(served) <= ideal_tokens(workload, SPEC.block_size)
+
+
+def test_what_a_preempted_request_finds_is_counted_apart() -> None:
+    """Of two that outgrow the cache, which have nothing in common, one finds what it had itself."""
+    served = run(load([(0, 0, 60), (0, 1, 60)]), 160)
+    found = served.prefixes
+    assert found is not None
+    assert served.table["preemptions"].sum() > 0
+    assert (found.queried_tokens, found.hit_tokens) == (100, 0)
+    assert found.preempted_queried_tokens > found.preempted_hit_tokens > 0
 
 
 @examples(30)

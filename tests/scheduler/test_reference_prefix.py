@@ -202,7 +202,7 @@ def test_without_ids_nothing_changes(case: Case) -> None:
     result = replace(case, prefixes=[[] for _ in case.requests]).run()
     plain = replace(case, prefixes=None).run()
     assert (result.hits, result.evictions) == (0, 0)
-    assert replace(result, queries=0, hit_tokens=[]) == plain
+    assert replace(result, queries=0, queries_again=0, hit_tokens=[]) == plain
 
 
 @examples(60)

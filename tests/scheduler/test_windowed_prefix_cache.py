@@ -43,6 +43,7 @@ class Steps:
         self.computing: dict[int, int] = {}  # tokens of prompts
         self.decoding: dict[int, int] = {}  # tokens of those that decode, before the step
         self.sending: list[int] = []
+        self.preempted: set[int] = set()  # those that have not left since
 
     def step(self, request: int, what: str) -> None:
         self.leave(request, what)
@@ -59,7 +60,7 @@ class Steps:
                 reference.bring(request, tokens)
                 self.decoding[request] = prompt
             elif there >= 0:
-                assert reference.admit(request, prompt) == (there, 0)
+                assert reference.admit(request, prompt, again=request in self.preempted) == (there, 0)
                 self.computing[request] = there
         elif request in self.computing:
             before = self.computing[request]
@@ -78,10 +79,12 @@ class Steps:
             self.ours.falls.leave(request, self.ours.falls.now)
             tokens = self.decoding.pop(request)
             self.ours.release(request, tokens)
+            self.preempted.discard(request)
             self.reference.leave(request, self.prompts[request], tokens)
         elif what == "leave" and request in self.computing:
             tokens = self.computing.pop(request)
             self.ours.preempt(request, self.prompts[request], prompt=True)
+            self.preempted.add(request)
             self.reference.leave(request, self.prompts[request], tokens)
 
     def grow(self) -> None:
@@ -94,6 +97,7 @@ class Steps:
             request, tokens = decoding.popitem()
             ours.falls.leave(request, ours.falls.now)
             ours.preempt(request, tokens, prompt=False)
+            self.preempted.add(request)
             self.reference.leave(request, self.prompts[request], tokens)
         ours.used += grown
         self.reference.grow({request: tokens + 1 for request, tokens in decoding.items()})
@@ -111,6 +115,7 @@ class Steps:
             if sends:
                 self.sending.append(request)
                 ours.send(request, tokens)
+                self.preempted.discard(request)
                 reference.send(request)
             else:
                 self.decoding[request] = tokens
@@ -120,8 +125,7 @@ class Steps:
         reference, figures = self.reference, self.ours.prefix_figures()
         reference.check()
         assert self.ours.used == len(reference.held)
-        hits = sum(reference.hit_tokens)
-        assert astuple(figures) == (reference.queries, hits, reference.evictions, reference.cached)
+        assert astuple(figures) == reference.figures
 
     def interrupt(self) -> None:
         state = self.ours.state()

@@ -168,14 +168,20 @@ class PrefixCacheState(google.protobuf.message.Message):
     HIT_TOKENS_FIELD_NUMBER: builtins.int
     EVICTED_BLOCKS_FIELD_NUMBER: builtins.int
     CACHED_BLOCKS_FIELD_NUMBER: builtins.int
+    PREEMPTED_QUERIED_TOKENS_FIELD_NUMBER: builtins.int
+    PREEMPTED_HIT_TOKENS_FIELD_NUMBER: builtins.int
     queried_tokens: builtins.int
-    """Tokens of the requests that were admitted, also of those that come back after a preemption."""
+    """Tokens of the requests that were admitted."""
     hit_tokens: builtins.int
     """Of these, those that were cached, and not computed."""
     evicted_blocks: builtins.int
     """Blocks that were forgotten, as others needed them."""
     cached_blocks: builtins.int
     """Blocks that can be found by their tokens, whether requests hold them or not."""
+    preempted_queried_tokens: builtins.int
+    """Tokens of requests that came back after a preemption; not among those above."""
+    preempted_hit_tokens: builtins.int
+    """Of these, those that were cached, mostly what they had themselves."""
     def __init__(
         self,
         *,
@@ -183,8 +189,10 @@ class PrefixCacheState(google.protobuf.message.Message):
         hit_tokens: builtins.int = ...,
         evicted_blocks: builtins.int = ...,
         cached_blocks: builtins.int = ...,
+        preempted_queried_tokens: builtins.int = ...,
+        preempted_hit_tokens: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cached_blocks", b"cached_blocks", "evicted_blocks", b"evicted_blocks", "hit_tokens", b"hit_tokens", "queried_tokens", b"queried_tokens"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cached_blocks", b"cached_blocks", "evicted_blocks", b"evicted_blocks", "hit_tokens", b"hit_tokens", "preempted_hit_tokens", b"preempted_hit_tokens", "preempted_queried_tokens", b"preempted_queried_tokens", "queried_tokens", b"queried_tokens"]) -> None: ...
 
 global___PrefixCacheState = PrefixCacheState
 

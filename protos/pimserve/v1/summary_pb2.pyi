@@ -2205,8 +2205,10 @@ class Summary(google.protobuf.message.Message):
         HIT_RATIO_FIELD_NUMBER: builtins.int
         EVICTED_BLOCKS_FIELD_NUMBER: builtins.int
         CACHED_BLOCKS_FIELD_NUMBER: builtins.int
+        PREEMPTED_QUERIED_TOKENS_FIELD_NUMBER: builtins.int
+        PREEMPTED_HIT_TOKENS_FIELD_NUMBER: builtins.int
         queried_tokens: builtins.int
-        """Looked up: of prompts, whenever they were admitted. Unit: tokens."""
+        """Looked up: of requests when they were admitted. Unit: tokens."""
         hit_tokens: builtins.int
         """Of these that were cached, and not computed. Unit: tokens."""
         hit_ratio: builtins.float
@@ -2215,6 +2217,10 @@ class Summary(google.protobuf.message.Message):
         """Of KV cache that were forgotten, as others needed them. Unit: blocks."""
         cached_blocks: builtins.int
         """That can be found by their tokens when the run ends. Unit: blocks."""
+        preempted_queried_tokens: builtins.int
+        """Looked up by requests that came back after a preemption; apart. Unit: tokens."""
+        preempted_hit_tokens: builtins.int
+        """Of these that were cached, mostly what they had themselves. Unit: tokens."""
         def __init__(
             self,
             *,
@@ -2223,9 +2229,11 @@ class Summary(google.protobuf.message.Message):
             hit_ratio: builtins.float | None = ...,
             evicted_blocks: builtins.int = ...,
             cached_blocks: builtins.int = ...,
+            preempted_queried_tokens: builtins.int = ...,
+            preempted_hit_tokens: builtins.int = ...,
         ) -> None: ...
         def HasField(self, field_name: typing.Literal["_hit_ratio", b"_hit_ratio", "hit_ratio", b"hit_ratio"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["_hit_ratio", b"_hit_ratio", "cached_blocks", b"cached_blocks", "evicted_blocks", b"evicted_blocks", "hit_ratio", b"hit_ratio", "hit_tokens", b"hit_tokens", "queried_tokens", b"queried_tokens"]) -> None: ...
+        def ClearField(self, field_name: typing.Literal["_hit_ratio", b"_hit_ratio", "cached_blocks", b"cached_blocks", "evicted_blocks", b"evicted_blocks", "hit_ratio", b"hit_ratio", "hit_tokens", b"hit_tokens", "preempted_hit_tokens", b"preempted_hit_tokens", "preempted_queried_tokens", b"preempted_queried_tokens", "queried_tokens", b"queried_tokens"]) -> None: ...
         def WhichOneof(self, oneof_group: typing.Literal["_hit_ratio", b"_hit_ratio"]) -> typing.Literal["hit_ratio"] | None: ...
 
     @typing.final
@@ -2265,6 +2273,7 @@ class Summary(google.protobuf.message.Message):
         KEPT_BLOCKS_FIELD_NUMBER: builtins.int
         QUERIED_TOKENS_FIELD_NUMBER: builtins.int
         HIT_TOKENS_FIELD_NUMBER: builtins.int
+        PREEMPTED_HIT_TOKENS_FIELD_NUMBER: builtins.int
         HIT_RATIO_FIELD_NUMBER: builtins.int
         READ_BYTES_FIELD_NUMBER: builtins.int
         WRITTEN_BYTES_FIELD_NUMBER: builtins.int
@@ -2282,6 +2291,8 @@ class Summary(google.protobuf.message.Message):
         """Looked up in it, as neither devices nor tiers above had them. Unit: tokens."""
         hit_tokens: builtins.int
         """Of prefix_cache.hit_tokens, those that were read from it. Unit: tokens."""
+        preempted_hit_tokens: builtins.int
+        """Of prefix_cache.preempted_hit_tokens, likewise. Unit: tokens."""
         hit_ratio: builtins.float
         """hit_tokens / prefix_cache.queried_tokens; not set if nobody was admitted. Unit: 1."""
         read_bytes: builtins.int
@@ -2301,6 +2312,7 @@ class Summary(google.protobuf.message.Message):
             kept_blocks: builtins.int = ...,
             queried_tokens: builtins.int = ...,
             hit_tokens: builtins.int = ...,
+            preempted_hit_tokens: builtins.int = ...,
             hit_ratio: builtins.float | None = ...,
             read_bytes: builtins.int = ...,
             written_bytes: builtins.int = ...,
@@ -2308,7 +2320,7 @@ class Summary(google.protobuf.message.Message):
             link_busy_share: builtins.float | None = ...,
         ) -> None: ...
         def HasField(self, field_name: typing.Literal["_capacity_blocks", b"_capacity_blocks", "_hit_ratio", b"_hit_ratio", "_link_busy_share", b"_link_busy_share", "capacity_blocks", b"capacity_blocks", "hit_ratio", b"hit_ratio", "link_busy_share", b"link_busy_share"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["_capacity_blocks", b"_capacity_blocks", "_hit_ratio", b"_hit_ratio", "_link_busy_share", b"_link_busy_share", "capacity_blocks", b"capacity_blocks", "evicted_blocks", b"evicted_blocks", "hit_ratio", b"hit_ratio", "hit_tokens", b"hit_tokens", "kept_blocks", b"kept_blocks", "link_busy_share", b"link_busy_share", "name", b"name", "queried_tokens", b"queried_tokens", "read_bytes", b"read_bytes", "write", b"write", "written_bytes", b"written_bytes"]) -> None: ...
+        def ClearField(self, field_name: typing.Literal["_capacity_blocks", b"_capacity_blocks", "_hit_ratio", b"_hit_ratio", "_link_busy_share", b"_link_busy_share", "capacity_blocks", b"capacity_blocks", "evicted_blocks", b"evicted_blocks", "hit_ratio", b"hit_ratio", "hit_tokens", b"hit_tokens", "kept_blocks", b"kept_blocks", "link_busy_share", b"link_busy_share", "name", b"name", "preempted_hit_tokens", b"preempted_hit_tokens", "queried_tokens", b"queried_tokens", "read_bytes", b"read_bytes", "write", b"write", "written_bytes", b"written_bytes"]) -> None: ...
         @typing.overload
         def WhichOneof(self, oneof_group: typing.Literal["_capacity_blocks", b"_capacity_blocks"]) -> typing.Literal["capacity_blocks"] | None: ...
         @typing.overload
