@@ -113,6 +113,15 @@ _PREFIX_CACHE = Row(
             "Forgotten because others needed them, per simulated second.",
             _each_per_second("pimserve_prefix_cache_evicted_blocks_total"),
         ),
+        Panel(
+            "Looked up again after preemptions",
+            "short",
+            "Tokens per simulated second, and those of them that were cached; in none of the panels beside it.",
+            tuple(
+                (per_second(f"pimserve_prefix_cache_preempted_{what}_tokens_total", of=OF_ENGINE, by=_BY), legend)
+                for what, legend in (("queried", f"{_REPLICA} looked up"), ("hit", f"{_REPLICA} cached"))
+            ),
+        ),
     ),
 )
 
