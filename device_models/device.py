@@ -352,10 +352,10 @@ class OperatorDevice:
             tokens, most, fits = 0, 0, left >= 0
         if not fits:
             held = f", activations and the like {reserved / 1e9:.1f} GB" if reserved else ""
+            remedies = "more devices, more tensor parallelism" if "attention" in demand.parts else "more devices"
             raise InputError(
                 "cluster",
                 f"{demand.model.name} does not fit: weights take {weights / 1e9:.1f} GB{held} of each device's usable "
-                f"{usable / 1e9:.1f} GB ({split.devices} x {self.spec.name}); "
-                "use more devices, more tensor parallelism or a smaller model",
+                f"{usable / 1e9:.1f} GB ({split.devices} x {self.spec.name}); use {remedies} or a smaller model",
             )
         return tokens, most

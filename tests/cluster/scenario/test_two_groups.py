@@ -144,7 +144,7 @@ def test_pools_may_have_groups(tmp_path: Path) -> None:
         (
             ["cluster.placement.experts.devices_per_node=1"],
             "cluster.placement.experts",
-            "does not fit: weights take 90.2 GB",
+            "weights take 90.2 GB of each device's usable 77.3 GB (1 x h100); use more devices or a smaller model",
         ),
         (
             ["cluster.placement.experts.device={preset: h100, energy: {xpu_pj_per_bit: 9e8}}"],
