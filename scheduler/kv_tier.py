@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pimserve.device_models.kv_groups import KvGroups
+from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.scheduler.kv_tier_spec import KvTierSpec
 
@@ -35,9 +35,10 @@ class KvTier:
     Args:
         spec: what it is like.
         block_bytes: of one block, on all devices of the replica together.
+        groups: of layers; each id stands for a block of each group of its kind.
     """
 
-    def __init__(self, spec: KvTierSpec, block_bytes: int) -> None:
+    def __init__(self, spec: KvTierSpec, block_bytes: int, groups: KvGroups = NO_WINDOWS) -> None:
         self.spec = spec
         self.block_bytes = block_bytes
         capacity_bytes = None if spec.capacity_gb is None else round(spec.capacity_gb * _BYTES_PER_GB)
@@ -46,8 +47,10 @@ class KvTier:
         bytes_per_s = None if spec.gb_per_s is None else round(spec.gb_per_s * _BYTES_PER_GB)
         self._block_fs = 0 if bytes_per_s is None else -(-block_bytes * FS_PER_S // bytes_per_s)
         self._latency_fs = round(spec.latency_us * FS_PER_S / 10**6)
+        self._full, self._windowed = groups.full, groups.windowed or groups.full  # blocks under an id
         self.figures = TierFigures()
         self.blocks: OrderedDict[int, None] = OrderedDict()  # ids, the one used least recently first
+        self._kept = 0  # blocks
         self.free_fs = 0  # from when on its link is free
         # What became of ids of full groups, as `PrefixKvCache.take_events` has it; None: nobody wants to know.
         self.events: list[int] | None = None
@@ -55,7 +58,7 @@ class KvTier:
     @property
     def kept(self) -> int:
         """Blocks that it holds."""
-        return len(self.blocks)
+        return self._kept
 
     @property
     def whole(self) -> KvTier:
@@ -72,7 +75,7 @@ class KvTier:
         self.figures.evicted_blocks += self.kept
         if self.events is not None:
             self.events += [-1 - block for block in self.blocks if block >= 0]
-        self.free_fs = 0
+        self.free_fs = self._kept = 0
         self.blocks.clear()
 
     def found(self, tokens: int, *, preempted: bool) -> None:
@@ -89,23 +92,29 @@ class KvTier:
         return self._carry(count, now_fs) + self._latency_fs
 
     def write(self, blocks: Sequence[int], now_fs: int) -> list[int]:
-        """Take blocks one by one, where they are not here yet; returns those that go for them."""
-        here, most, events = self.blocks, 2**62 if self.capacity is None else self.capacity, self.events
-        new, forgotten = 0, []
+        """Take what ids stand for, one by one, where it is not here yet; returns the ids that go for it."""
+        here, full, windowed, events = self.blocks, self._full, self._windowed, self.events
+        room = before = 2**62 if self.capacity is None else self.capacity - self._kept
+        forgotten: list[int] = []
         for block in blocks:
             if block not in here:
                 here[block] = None
-                new += 1
+                room -= full if block >= 0 else windowed
                 if events is not None and block >= 0:
                     events.append(block)
-                if len(here) > most:
-                    forgotten.append(here.popitem(last=False)[0])
-                    if events is not None and forgotten[-1] >= 0:
-                        events.append(-1 - forgotten[-1])
-        if new:
-            self._carry(new, now_fs)
-            self.figures.written_blocks += new
-            self.figures.evicted_blocks += len(forgotten)
+                while room < 0:
+                    gone, _ = here.popitem(last=False)
+                    forgotten.append(gone)
+                    room += full if gone >= 0 else windowed
+                    if events is not None and gone >= 0:
+                        events.append(-1 - gone)
+        evicted = self._count(forgotten)
+        written = before - room + evicted
+        if written:
+            self._kept += written - evicted
+            self._carry(written, now_fs)
+            self.figures.written_blocks += written
+            self.figures.evicted_blocks += evicted
         return forgotten
 
     def busy_fs(self, now_fs: int) -> int:
@@ -128,13 +137,16 @@ class KvTier:
         """Go on from `state`."""
         self.blocks.clear()  # others may look at them, too
         self.blocks.update(OrderedDict.fromkeys(state["blocks"]))
+        self._kept = self._count(self.blocks)
         self.free_fs = state["free_fs"]
         self.figures = TierFigures(**state["figures"])
         self.events = state["events"]
 
     def _count(self, blocks: Collection[int]) -> int:
         """Blocks under these ids."""
-        return len(blocks)
+        if self._full == self._windowed:
+            return self._full * len(blocks)
+        return sum(self._full if block >= 0 else self._windowed for block in blocks)
 
     def _carry(self, blocks: int, now_fs: int) -> int:
         """Give the link so many blocks; returns when it is free again."""
@@ -142,66 +154,3 @@ class KvTier:
         self.figures.carried_fs += lasts_fs
         self.free_fs = max(now_fs, self.free_fs) + lasts_fs
         return self.free_fs
-
-
-class GroupedKvTier(KvTier):
-    """One tier that has a block of each group of layers of its kind under an id.
-
-    Args:
-        spec, block_bytes: as in `KvTier`.
-        groups: how many there are of either kind.
-    """
-
-    def __init__(self, spec: KvTierSpec, block_bytes: int, groups: KvGroups) -> None:
-        super().__init__(spec, block_bytes)
-        self._groups = groups
-        self._kept = 0
-
-    @property
-    def kept(self) -> int:
-        """Blocks that it holds."""
-        return self._kept
-
-    def clear(self, now_fs: int) -> None:
-        """Lose everything, also what is on its way; figures stay."""
-        super().clear(now_fs)
-        self._kept = 0
-
-    def write(self, blocks: Sequence[int], now_fs: int) -> list[int]:
-        """Take what ids stand for, one by one, where it is not here yet; returns the ids that go for it."""
-        new: list[int] = []
-        forgotten: list[int] = []
-        events = self.events
-        for block in blocks:
-            if block in self.blocks:
-                continue
-            new.append(block)
-            self.blocks[block] = None
-            self._kept += self._count((block,))
-            if events is not None and block >= 0:
-                events.append(block)
-            while self.capacity is not None and self._kept > self.capacity:
-                forgotten.append(self.blocks.popitem(last=False)[0])
-                self._kept -= self._count(forgotten[-1:])
-                if events is not None and forgotten[-1] >= 0:
-                    events.append(-1 - forgotten[-1])
-        if new:
-            self._carry(count := self._count(new), now_fs)
-            self.figures.written_blocks += count
-            self.figures.evicted_blocks += self._count(forgotten)
-        return forgotten
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
-        super().restore(state)
-        self._kept = self._count(self.blocks)
-
-    def _count(self, blocks: Collection[int]) -> int:
-        windowed = sum(block < 0 for block in blocks)
-        return self._groups.full * (len(blocks) - windowed) + self._groups.windowed * windowed
-
-
-def make_tier(spec: KvTierSpec, block_bytes: int, groups: KvGroups) -> KvTier:
-    """An empty tier for blocks of so many bytes, of which each id stands for one of each group of its kind."""
-    alike = groups.full == 1 and groups.windowed <= 1  # a block under each id
-    return KvTier(spec, block_bytes) if alike else GroupedKvTier(spec, block_bytes, groups)

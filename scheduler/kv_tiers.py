@@ -17,7 +17,7 @@ from typing import Any
 
 from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.plan import FS_PER_PS
-from pimserve.scheduler.kv_tier import KvTier, make_tier
+from pimserve.scheduler.kv_tier import KvTier
 from pimserve.scheduler.kv_tier_spec import KvTierSpec
 from pimserve.scheduler.shared_kv_tier import KvTierPart, SharedKvTier
 
@@ -54,7 +54,7 @@ class KvTiers:
         shared: SharedKvTier | None = None,
         replica: int = 0,
     ) -> None:
-        self.all = [make_tier(spec, block_bytes, groups) for spec in specs if not spec.shared]
+        self.all = [KvTier(spec, block_bytes, groups) for spec in specs if not spec.shared]
         self.part: KvTierPart | None = None  # in a tier that is shared
         if specs and specs[-1].shared:
             shared = shared or SharedKvTier(specs[-1], block_bytes, groups)

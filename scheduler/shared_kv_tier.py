@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from pimserve.device_models.kv_groups import KvGroups
-from pimserve.scheduler.kv_tier import KvTier, TierFigures, make_tier
+from pimserve.scheduler.kv_tier import KvTier, TierFigures
 from pimserve.scheduler.kv_tier_spec import KvTierSpec
 
 _Asked = tuple[int, int, int, bool, list[int]]  # when, fs; replica; number; whether to write, or else to use; blocks
@@ -30,7 +30,7 @@ class SharedKvTier:
     """
 
     def __init__(self, spec: KvTierSpec, block_bytes: int, groups: KvGroups) -> None:
-        self.tier = make_tier(spec, block_bytes, groups)
+        self.tier = KvTier(spec, block_bytes, groups)
         self._parts: dict[int, KvTierPart] = {}  # by replica
         self._asked: list[_Asked] = []  # heap: what has not been done
         self._number = 0  # of the next thing that is asked

@@ -86,7 +86,7 @@ class Kept:
 
 
 def spread(shards: int):
-    """Replicas dealt out to that many shards, each with a table of its own that knows only its own requests' fates."""
+    """Replicas dealt out in turns to that many shards of this process, which share the table of the run's requests."""
 
     def make(fleet: Fleet, table: RequestTable, on_rows: RowSink | None) -> list[Shard]:
         return [Shard(fleet, range(i, fleet.replicas, shards), table, on_rows) for i in range(shards)]
