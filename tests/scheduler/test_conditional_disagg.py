@@ -27,7 +27,7 @@ from .plan_strategies import plans
 from .pool_runs import LINK, SPEC, Pooled, pool_rows, pooled
 from .pools import Decode
 from .test_simulation import PLAN, seconds, serve
-from .test_windows import LENGTHS, Kept, Windows, spans, spread
+from .test_windows import LENGTHS, Windows, cut_and_continued, spans, spread
 
 SHORT = ConditionalDisaggSpec(max_local_prefill_tokens=10, max_prefill_queue_size=None)
 RULES = st.builds(
@@ -171,10 +171,7 @@ def test_windows_and_shards_do_not_matter(pools: Pooled, lengths: list[int]) -> 
 @given(conditional(), LENGTHS, st.integers(0, 1000))
 def test_an_interrupted_run_goes_on_to_the_same_bits(pools: Pooled, lengths: list[int], at: int) -> None:
     alone = pools.run()
-    kept = Kept()
-    pools.run(Deployment(control=Windows(lengths), checkpoints=kept))
-    kept.first = at
-    continued = pools.run(Deployment(control=Windows([10**15]), checkpoints=kept))
+    _, continued = cut_and_continued(pools.run, lengths, at)
     assert digest(continued.served) == digest(alone.served)
     assert continued.summary() == alone.summary()
 

@@ -21,7 +21,7 @@ from .pool_runs import LINK, SPEC, Pooled, hand_over, pool_rows, pooled
 from .pools import Decode
 from .speculative_strategies import speculations
 from .test_simulation import PLAN, seconds
-from .test_windows import LENGTHS, Kept, Windows, spread
+from .test_windows import LENGTHS, Windows, cut_and_continued, spread
 
 
 def drafts_of(**given: Any) -> SpeculativeSpec:
@@ -80,7 +80,7 @@ def drafting(draw: st.DrawFn) -> Pooled:
 @examples(40)
 @given(drafting(), LENGTHS, st.integers(0, 1000))
 def test_drafts_in_pools_lose_no_token_and_change_no_bit_by_windows(pools: Pooled, lengths: list[int], at: int) -> None:
-    alone, kept = pools.run(), Kept()
+    alone = pools.run()
     table, served = alone.table, alone.served
     assert sum(row.steps * row.outputs for row in alone.all_rows()) == table["emitted_tokens"].sum()
     first = sum(row.outputs for row in pool_rows(alone, PREFILL))
@@ -94,8 +94,6 @@ def test_drafts_in_pools_lose_no_token_and_change_no_bit_by_windows(pools: Poole
         assert (table["status"] != WAITING).all()
     shards = spread(pools.prefill + pools.decode.replicas)
     cut = pools.run(Deployment(shards=shards, control=Windows(lengths)))
-    pools.run(Deployment(control=Windows(lengths), checkpoints=kept))
-    kept.first = at
-    continued = pools.run(Deployment(control=Windows([10**15]), checkpoints=kept))
+    _, continued = cut_and_continued(pools.run, lengths, at)
     for other in (cut, continued):
         assert (digest(other.served), other.summary()) == (digest(served), alone.summary())

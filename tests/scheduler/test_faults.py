@@ -28,7 +28,7 @@ from tests.examples import examples
 from .law_runs import BLIND, ROUTERS, Run
 from .strategies import Case, cases
 from .test_simulation import seconds, serve
-from .test_windows import LENGTHS, Kept, Windows, spans, spread
+from .test_windows import LENGTHS, Windows, cut_and_continued, spans, spread
 
 
 def spec(*events: dict[str, Any], **more: Any) -> FaultSpec:
@@ -359,10 +359,7 @@ def test_windows_and_shards_do_not_matter(faulty: Faulty, lengths: list[int]) ->
 @given(faulty(), LENGTHS, st.integers(0, 1000))
 def test_an_interrupted_run_goes_on_to_the_same_bits(faulty: Faulty, lengths: list[int], at: int) -> None:
     alone = faulty.run()
-    kept = Kept()
-    faulty.run(Deployment(control=Windows(lengths), checkpoints=kept))
-    kept.first = at
-    continued = faulty.run(Deployment(control=Windows([10**15]), checkpoints=kept))
+    _, continued = cut_and_continued(faulty.run, lengths, at)
     assert digest(continued.served) == digest(alone.served)
     assert continued.summary() == alone.summary()
 

@@ -20,7 +20,7 @@ from pimserve.scheduler.usage import Hardware
 from tests.examples import examples
 
 from .test_prefix_cache import GROUPS, ROWS, SPEC, check_blocks, kv_size, load, run
-from .test_windows import LENGTHS, Kept, Windows
+from .test_windows import LENGTHS, Kept, Windows, cut_and_continued
 
 BLOCK_BYTES = 4 * 1000  # of 4 tokens
 BLOCK_MS = 1  # with a link of 4 MB/s
@@ -54,6 +54,17 @@ def figures(served: Served) -> list[Any]:
     return [digest(served), served.prefixes, served.tiers.waits_ps, kept]
 
 
+def check_tier(there: dict[str, Any], spec: KvTierSpec, groups: KvGroups) -> tuple[int, int]:
+    """Its blocks are those that came and did not go, and have room; returns how long its link has worked, and what all
+    transfers take, fs."""
+    blocks, moved = there["blocks"], there["figures"]
+    assert len(blocks) == len(set(blocks))
+    kept_blocks = sum(groups.full if block >= 0 else groups.windowed for block in blocks)
+    assert kept_blocks == moved["written_blocks"] - moved["evicted_blocks"]
+    assert spec.capacity_gb is None or kept_blocks <= round(spec.capacity_gb * 1e9) // BLOCK_BYTES
+    return moved["carried_fs"], (moved["read_blocks"] + moved["written_blocks"]) * BLOCK_MS * 10**12
+
+
 @examples(40)
 @given(ROWS, st.integers(100, 300), TIERS, LENGTHS, st.integers(0, 1000), st.booleans(), GROUPS)
 def test_windows_and_interruptions_do_not_matter(
@@ -69,12 +80,8 @@ def test_windows_and_interruptions_do_not_matter(
     more = {"kv_tiers": tiers, "router": "least_tokens" if looks else "round_robin"}
     workload, size = load(rows), kv_size(kv_tokens, groups)
     whole = run(workload, 0, run_settings=size, **more)
-    kept = Kept()
-    cut = run(workload, 0, Deployment(control=Windows(lengths), checkpoints=kept), size, **more)
-    assert figures(cut) == figures(whole)
-    kept.first = at
-    continued = run(workload, 0, Deployment(control=Windows([10**15]), checkpoints=kept), size, **more)
-    assert figures(continued) == figures(whole)
+    for other in cut_and_continued(lambda how: run(workload, 0, how, size, **more), lengths, at):
+        assert figures(other) == figures(whole)
 
 
 @examples(60)
@@ -100,13 +107,8 @@ def test_blocks_are_conserved(
         for state in json.loads(text)["shards"][0]["engines"]:
             check_blocks(state, blocks_of, groups)
             for spec, there in zip(tiers, state["prefix_tiers"]["tiers"], strict=True):
-                blocks, moved = there["blocks"], there["figures"]
-                assert len(blocks) == len(set(blocks))
-                kept_blocks = sum(groups.full if block >= 0 else groups.windowed for block in blocks)
-                assert kept_blocks == moved["written_blocks"] - moved["evicted_blocks"]
-                assert spec.capacity_gb is None or kept_blocks <= round(spec.capacity_gb * 1e9) // BLOCK_BYTES
-                carried_fs = (moved["read_blocks"] + moved["written_blocks"]) * BLOCK_MS * 10**12
-                assert moved["carried_fs"] == carried_fs or (fails_ms is not None and moved["carried_fs"] < carried_fs)
+                carried_fs, asked_fs = check_tier(there, spec, groups)
+                assert carried_fs == asked_fs or (fails_ms is not None and carried_fs < asked_fs)
 
 
 @examples(40)

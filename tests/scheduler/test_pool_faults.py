@@ -26,7 +26,7 @@ from .strategies import FS_PER_MS
 from .test_faults import down_times, event_of, spec, told
 from .test_laws import Run
 from .test_simulation import PLAN, seconds
-from .test_windows import LENGTHS, Kept, Windows, spans, spread
+from .test_windows import LENGTHS, Windows, cut_and_continued, spans, spread
 
 TWO = Decode(PLAN, 1600, 2, LINK)
 
@@ -312,9 +312,6 @@ def test_windows_and_shards_do_not_matter(faulty: Faulty, lengths: list[int]) ->
 @given(faulty(), LENGTHS, st.integers(0, 1000))
 def test_an_interrupted_run_goes_on_to_the_same_bits(faulty: Faulty, lengths: list[int], at: int) -> None:
     alone = faulty.run()
-    kept = Kept()
-    faulty.run(Deployment(control=Windows(lengths), checkpoints=kept))
-    kept.first = at
-    continued = faulty.run(Deployment(control=Windows([10**15]), checkpoints=kept))
+    _, continued = cut_and_continued(faulty.run, lengths, at)
     assert digest(continued.served) == digest(alone.served)
     assert continued.summary() == alone.summary()

@@ -29,7 +29,7 @@ from pimserve.scheduler.window_falls import WindowBlocks
 from tests.examples import examples
 
 from .test_simulation import serve
-from .test_windows import FS_PER_MS, LENGTHS, Kept, Windows
+from .test_windows import FS_PER_MS, LENGTHS, Kept, Windows, cut_and_continued
 
 PS_PER_MS = 10**9
 SPEC = SchedulerSpec(enable_prefix_caching=True, block_size=4, max_num_seqs=8, max_num_batched_tokens=64)
@@ -80,12 +80,8 @@ def test_windows_and_interruptions_do_not_matter(
     workload, more = load(rows), {"router": "least_tokens" if looks else "round_robin"}
     size = kv_size(kv_tokens, groups)
     whole = run(workload, 0, run_settings=size)
-    kept = Kept()
-    cut = run(workload, 0, Deployment(control=Windows(lengths), checkpoints=kept), size, **more)
-    assert (digest(cut), cut.prefixes) == (digest(whole), whole.prefixes)
-    kept.first = at
-    continued = run(workload, 0, Deployment(control=Windows([10**15]), checkpoints=kept), size, **more)
-    assert (digest(continued), continued.prefixes) == (digest(whole), whole.prefixes)
+    for other in cut_and_continued(lambda how: run(workload, 0, how, size, **more), lengths, at):
+        assert (digest(other), other.prefixes) == (digest(whole), whole.prefixes)
 
 
 @pytest.mark.parametrize("control", [None, Windows([20 * FS_PER_MS])])

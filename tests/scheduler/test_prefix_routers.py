@@ -29,7 +29,7 @@ from .prefix_routing import INTERVALS, REPLICAS, SETTINGS, by_reason, served
 from .test_kv_tiers import TIERS
 from .test_kv_tiers import tier as tier_of
 from .test_prefix_cache import GROUPS, ROWS, kv_size
-from .test_windows import FS_PER_MS, LENGTHS, Kept, Windows
+from .test_windows import FS_PER_MS, LENGTHS, Kept, Windows, cut_and_continued
 
 
 def told(state: Mapping[str, Any], replica: int, tier: int, interval_s: float) -> set[int]:
@@ -88,11 +88,7 @@ def test_windows_and_interruptions_do_not_matter(
 ) -> None:
     how = {"report_interval_s": interval_s, "kv_tiers": tiers}
     whole = served(rows, router, **how)
-    kept = Kept()
-    cut = served(rows, router, Deployment(control=Windows(lengths), checkpoints=kept), **how)
-    kept.first = at
-    on = Deployment(control=Windows([10**15]), checkpoints=kept)
-    continued = served(rows, router, on, **how)
+    cut, continued = cut_and_continued(lambda deployment: served(rows, router, deployment, **how), lengths, at)
     assert digest(whole) == digest(cut) == digest(continued)
     assert whole.decisions == cut.decisions == continued.decisions
     assert whole.decisions.total() == len(rows)

@@ -25,10 +25,10 @@ from pimserve.scheduler.usage import Hardware
 from pimserve.scheduler.windowed_prefix_cache import WindowedPrefixKvCache
 from tests.examples import examples
 
-from .test_kv_tiers import BLOCK_BYTES, BLOCK_MS, PS_PER_MS, figures, first_tokens_ms, tier
+from .test_kv_tiers import BLOCK_BYTES, PS_PER_MS, check_tier, figures, first_tokens_ms, tier
 from .test_prefix_blocks_in_pools import FAILURES, hand_over
 from .test_prefix_cache import GROUPS, ROWS, SPEC, check_blocks, kv_size, load, run
-from .test_windows import FS_PER_MS, LENGTHS, Kept, Windows, spread
+from .test_windows import FS_PER_MS, LENGTHS, Kept, Windows, cut_and_continued, spread
 
 WRITES = st.sampled_from(["through", "back"])
 
@@ -67,12 +67,8 @@ def test_windows_and_interruptions_do_not_matter(
     workload, size = load(rows), {**kv_size(kv_tokens, groups), "replicas": replicas}
     more: dict[str, Any] = {"kv_tiers": tiers, "router": router}
     whole = run(workload, 0, run_settings=size, **more)
-    kept = Kept()
-    cut = run(workload, 0, Deployment(control=Windows(lengths), checkpoints=kept), size, **more)
-    assert figures(cut) == figures(whole)
-    kept.first = at
-    continued = run(workload, 0, Deployment(control=Windows([10**15]), checkpoints=kept), size, **more)
-    assert figures(continued) == figures(whole)
+    for other in cut_and_continued(lambda how: run(workload, 0, how, size, **more), lengths, at):
+        assert figures(other) == figures(whole)
 
 
 @examples(30)
@@ -92,12 +88,9 @@ def test_nor_in_pools_and_with_replicas_that_fail(
     if groups.windowed:
         blocks *= 2
         pools |= {"kv_groups": groups}
-    expected, kept = figures(hand_over(rows, blocks, **pools)), Kept()
-    cut = Deployment(control=Windows(lengths), checkpoints=kept)
-    assert figures(hand_over(rows, blocks, cut, **pools)) == expected
-    kept.first = at
-    continued = Deployment(control=Windows([10**15]), checkpoints=kept)
-    assert figures(hand_over(rows, blocks, continued, **pools)) == expected
+    expected = figures(hand_over(rows, blocks, **pools))
+    for other in cut_and_continued(lambda how: hand_over(rows, blocks, how, **pools), lengths, at):
+        assert figures(other) == expected
 
 
 @examples(60)
@@ -120,14 +113,10 @@ def test_blocks_are_conserved(
     for text, _ in kept.saved:
         shard = json.loads(text)["shards"][0]
         there = shard["shared_tier"]["tier"]
-        blocks, moved = there["blocks"], there["figures"]
-        assert len(blocks) == len(set(blocks))
-        kept_blocks = sum(groups.full if block >= 0 else groups.windowed for block in blocks)
-        assert kept_blocks == moved["written_blocks"] - moved["evicted_blocks"]
-        assert spec.capacity_gb is None or kept_blocks <= round(spec.capacity_gb * 1e9) // BLOCK_BYTES
-        assert moved["carried_fs"] == (moved["read_blocks"] + moved["written_blocks"]) * BLOCK_MS * FS_PER_MS
+        carried_fs, asked_fs = check_tier(there, spec, groups)
+        assert carried_fs == asked_fs
         parts = [state["prefix_tiers"]["tiers"][-1]["figures"] for state in shard["engines"]]
-        assert moved == {name: sum(part[name] for part in parts) for name in moved}
+        assert there["figures"] == {name: sum(part[name] for part in parts) for name in there["figures"]}
         for state in shard["engines"]:
             check_blocks(state, blocks_of, groups)
 

@@ -26,7 +26,7 @@ from tests.examples import examples
 
 from .speculative_strategies import speculations
 from .strategies import windows
-from .test_windows import LENGTHS, Kept, Windows
+from .test_windows import LENGTHS, cut_and_continued
 
 
 def spec_of(drafts: int = 3, **given: object) -> SpeculativeSpec:
@@ -210,12 +210,9 @@ def test_windows_interruptions_and_faults_do_not_matter(
         "scheduler.max_model_len=2048",
         *more,
     ]
-    whole, kept = run(overrides), Kept()
-    cut = run(overrides, Deployment(control=Windows(lengths), checkpoints=kept))
-    assert told_of(cut) == told_of(whole)
-    kept.first = at
-    continued = run(overrides, Deployment(control=Windows([10**15]), checkpoints=kept))
-    assert told_of(continued) == told_of(whole)
+    whole = run(overrides)
+    for other in cut_and_continued(lambda deployment: run(overrides, deployment), lengths, at):
+        assert told_of(other) == told_of(whole)
     table, served = whole.table, whole.table["reject_reason"] == SERVABLE
     assert table["preemptions"].sum() > 0
     assert table["emitted_tokens"][served].tolist() == table["output_tokens"][served].tolist()

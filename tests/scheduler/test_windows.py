@@ -1,9 +1,9 @@
 """Where windows end, how replicas are spread over shards, and where a run is interrupted does not change a bit."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -34,6 +34,7 @@ from .strategies import Case, cases
 from .test_simulation import serve
 
 FS_PER_MS = 10**12
+Result = TypeVar("Result")
 LENGTHS = st.lists(st.integers(1, 400 * FS_PER_MS), min_size=1, max_size=6)
 
 
@@ -83,6 +84,14 @@ class Kept:
     def save(self, state: dict[str, Any], rows: np.ndarray) -> None:
         if self.first is None:
             self.saved.append((json.dumps(state), rows))
+
+
+def cut_and_continued(run: Callable[[Deployment], Result], lengths: Sequence[int], at: int) -> tuple[Result, Result]:
+    """What a run comes to that is cut into such windows, and what comes of one that goes on from a checkpoint of it."""
+    kept = Kept()
+    cut = run(Deployment(control=Windows(lengths), checkpoints=kept))
+    kept.first = at
+    return cut, run(Deployment(control=Windows([10**15]), checkpoints=kept))
 
 
 def spread(shards: int):
@@ -143,12 +152,11 @@ def test_who_has_finished_or_was_rejected_leaves_once(run: Run, lengths: list[in
 @examples(60)
 @given(runs(), LENGTHS, st.integers(0, 1000))
 def test_an_interrupted_run_goes_on_to_the_same_bits(run: Run, lengths: list[int], at: int) -> None:
-    kept = Kept()
-    Run(run.case, len(run.blocks), run.spec.router, deployment=Deployment(control=Windows(lengths), checkpoints=kept))
-    kept.first = at
-    continued = Run(
-        run.case, len(run.blocks), run.spec.router, deployment=Deployment(control=Windows([10**15]), checkpoints=kept)
-    )
+
+    def again(deployment: Deployment) -> Run:
+        return Run(run.case, len(run.blocks), run.spec.router, deployment=deployment)
+
+    _, continued = cut_and_continued(again, lengths, at)
     assert digest(continued.served) == digest(run.served)
     assert continued.summary() == run.summary()
 
