@@ -20,17 +20,17 @@ from pimserve.scheduler.kv_cache import KvCache
 from pimserve.scheduler.kv_tier_spec import KvTierSpec
 from pimserve.scheduler.mixed_costs import make_costs
 from pimserve.scheduler.requests import FOREVER, RequestTable
-from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.steplog import StepLog
 from pimserve.scheduler.summary import digest
 from tests.examples import examples
 
-from .engine_runs import assert_equal, run_engine
+from .engine_runs import assert_equal, in_picoseconds, run_engine
 from .law_runs import Run
 from .plan_strategies import expert_terms, serial_plans
-from .strategies import FS_PER_MS, Case, balances, cases
+from .reference_engine import ReferenceRequest
+from .strategies import FS_PER_MS, Case, balances, cases, two_classes
 from .test_simulation import serve
-from .test_windows import LENGTHS, Kept, Windows, spans
+from .test_windows import LENGTHS, cut_and_continued, spans
 
 # A step takes 10 ms, and 1 ms for each token of the slowest group.
 PLAN = CostPlan(
@@ -118,11 +118,28 @@ def test_a_cache_that_has_left_gives_back_the_blocks_of_the_group_that_it_left()
 
 @st.composite
 def balanced(draw: st.DrawFn) -> Case:
-    """Cases of groups that wait for each other with prompts."""
+    """Cases of groups that wait for each other with prompts, half of them with little more to do than they have
+    places for, and tenants who come back while all of these are taken."""
     case = replace(draw(cases(GROUPS)), balance=draw(balances()))
-    for request in case.requests:
-        if request.arrival_fs is not None:
-            request.arrival_fs -= request.arrival_fs % FS_PER_PS
+    if draw(st.booleans()):
+        places, times = draw(st.integers(1, 3)), st.sampled_from([0, 5, 10, 20, 50, 100])
+        lengths = st.tuples(times, st.integers(1, 12), st.integers(5, 40))
+        asked = draw(st.lists(lengths, min_size=10, max_size=20))
+        arrivals = np.cumsum([ms * FS_PER_MS for ms, _, _ in asked]).tolist()
+        closed = draw(st.booleans())
+        case = replace(
+            case,
+            policy="vtc",
+            classes=draw(two_classes()),
+            max_num_seqs=places,
+            requests=[
+                ReferenceRequest(None if closed else at, *length)
+                for at, (_, *length) in zip(arrivals, asked, strict=True)
+            ],
+            max_tokens=(),
+            concurrency=case.groups * places + draw(st.integers(1, 4)) if closed else None,
+        )
+    in_picoseconds(case)
     return case
 
 
@@ -142,11 +159,9 @@ def test_windows_and_interruptions_do_not_matter_to_groups_that_wait(case: Case,
         assume(
             any(request.arrival_fs < case.max_time_fs for request in case.requests if request.arrival_fs is not None)
         )
-    alone, kept = Run(case), Kept()
-    windowed = Run(case, deployment=Deployment(control=Windows(lengths), checkpoints=kept))
+    alone = Run(case)
+    windowed, continued = cut_and_continued(lambda deployment: Run(case, deployment=deployment), lengths, at)
     assert (spans(windowed), digest(windowed.served)) == (spans(alone), digest(alone.served))
-    kept.first = at
-    continued = Run(case, deployment=Deployment(control=Windows([10**15]), checkpoints=kept))
     assert digest(continued.served) == digest(alone.served)
 
 
