@@ -190,6 +190,14 @@ def test_the_plain_command_takes_runs_of_any_length(results, tmp_path, monkeypat
         backfill.parts_of([tmp_path / "long"], None, per_engine=True)
 
 
+@pytest.mark.parametrize("end_s", [1.0, 3600.0, 86_400.0, 864_000.0, 9_000_000.0])
+def test_a_series_has_some_hundred_samples_however_long_the_run_is(end_s):
+    """Prometheus answers with at most 11,000 points of a series."""
+    samples = -(-end_s // backfill._usual_interval_s(end_s, 10**9))
+    assert samples <= 720
+    assert samples >= 240 or end_s < 720 * backfill._NICE_S[0]
+
+
 def samples_of(part):
     layout = metrics_of(part.history.prepared, part.run_id).layout
     return len(part.times_s) * sum(
