@@ -25,9 +25,9 @@ _ROOT = Path(__file__).resolve().parents[1]
 _RATE_PER_S = 4
 
 
-def _reference_engine() -> ModuleType:
+def _of_tests(name: str) -> ModuleType:
     sys.path.append(str(_ROOT))  # whose bare names come after those that are installed
-    return importlib.import_module("tests.scheduler.reference_engine")
+    return importlib.import_module(f"tests.scheduler.{name}")
 
 
 def compare(requests: int) -> dict[str, float]:
@@ -55,9 +55,9 @@ def compare(requests: int) -> dict[str, float]:
         routing=routing,
         seed=scenario.run.seed,
     )
-    naive = _reference_engine()
+    naive, coming = _of_tests("reference_runs"), _of_tests("reference_request")
     asked = [
-        naive.ReferenceRequest(arrival * FS_PER_PS, prompt, output)
+        coming.ReferenceRequest(arrival * FS_PER_PS, prompt, output)
         for arrival, prompt, output in zip(
             workload.arrival_ps.tolist(), workload.input_tokens.tolist(), workload.output_tokens.tolist(), strict=True
         )

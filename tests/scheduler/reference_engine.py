@@ -6,52 +6,28 @@ It is written to be read, not to be fast: each request keeps its own tokens and 
 in every step.
 """
 
-import math
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from fractions import Fraction
-from functools import partial
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from pimserve.device_models.plan import Chunk, CostPlan
-from pimserve.device_models.routing import POOL_SIZE, ExpertPools
+from pimserve.device_models.routing import ExpertPools
 from pimserve.scheduler.speculative_spec import SpeculativeSpec
 from tests.scheduler.reference_balance import ReferenceBalance
 from tests.scheduler.reference_blocks import UNLIMITED, ReferenceBlocks
-from tests.scheduler.reference_costs import dense_fs, fastest_attention_fs, of_one_group, shared_fs
 from tests.scheduler.reference_fair_share import ReferenceShares
-from tests.scheduler.reference_mixed import mixed_fs
+from tests.scheduler.reference_order import ReferenceOrder
 from tests.scheduler.reference_prefix import PhysicalBlocks
-from tests.scheduler.reference_request import FS_PER_PS, NEVER, ReferenceRequest, ServedRequest
+from tests.scheduler.reference_request import FS_PER_PS, NEVER, ReferenceRequest, ServedRequest, served_requests
 from tests.scheduler.reference_result import ReferenceResult, ReferenceStep
 from tests.scheduler.reference_shedding import ReferenceShedding
 from tests.scheduler.reference_speculative import ReferenceDrafts
+from tests.scheduler.reference_step import ReferenceCosts
 from tests.scheduler.reference_swap import ReferenceSwap
 from tests.scheduler.reference_tiers import ReferenceTier
-
-
-def run_reference(*plan: Any, **settings: Any) -> ReferenceResult:
-    """What comes of `reference_events` of one replica."""
-    (result,) = run_references([reference_events(*plan, **settings)])
-    return result
-
-
-def run_references(replicas: Sequence[Generator[int, None, ReferenceResult]]) -> list[ReferenceResult]:
-    """Replicas go on in order of time, at the same time the first one first."""
-    results: dict[int, ReferenceResult] = {}
-    at = dict.fromkeys(range(len(replicas)), 0)
-    while at:
-        number = min(at, key=lambda one: (at[one], one))
-        try:
-            at[number] = next(replicas[number])
-        except StopIteration as over:
-            results[number] = over.value
-            del at[number]
-    return [results[number] for number in range(len(replicas))]
 
 
 def reference_events(
@@ -114,6 +90,8 @@ def reference_events(
     """
     assert pools is None or pools.seed == seed
     drafts = ReferenceDrafts(speculative, seed)
+    costs = ReferenceCosts(plan, pools, mode, replica, offset, drafts.verify_tokens)
+    by = ReferenceOrder(policy, predicted, priorities, limits_ps, ageing_ps)
     longest_chunk = max_num_batched_tokens or UNLIMITED
     most_of_one = long_prefill_token_threshold or UNLIMITED
     groups_of_layers = full_groups, windowed_groups, window_tokens
@@ -133,14 +111,7 @@ def reference_events(
         cache = caches[group]
         return sum(request.blocks for request in running[group]) if cache is None else len(cache.held)
 
-    everyone: list[ServedRequest] = []
-    for asked, declared in zip(requests, max_tokens or [0] * len(requests), strict=True):
-        room = max_model_len - asked.input_tokens
-        wanted = min(asked.output_tokens, declared) if declared else asked.output_tokens
-        output = min(wanted, room) if room >= 1 else wanted
-        most = min(asked.input_tokens + declared, max_model_len) if declared else max_model_len
-        arrival = NEVER if asked.arrival_fs is None else asked.arrival_fs
-        everyone.append(ServedRequest(len(everyone), arrival, asked.input_tokens, output, most))
+    everyone = served_requests(requests, max_tokens, max_model_len)
     not_sent: list[ServedRequest] = []  # closed loop: those that wait for another one to leave
     arriving: list[ServedRequest] = []  # by index: their arrival is known, the engine has not seen them yet
     waiting: list[list[ServedRequest]] = [[] for _ in groups]
@@ -170,30 +141,8 @@ def reference_events(
         most = most_blocks_of(request, computed=False)
         return too_long or (reserves and most > kv_capacity_blocks)
 
-    def shed(request: ServedRequest) -> bool:
-        if shedding is None:
-            return False
-        (queue,), (served,) = waiting, running  # of several groups it is refused
-        ahead = sum(one.input + one.emitted for one in queue)
-        ahead += sum(one.prefill_len - one.kv for one in served if not one.decoding)
-        ahead += sum(one.prefill_len - there for _, one, there in loading)
-        waits = len(queue) + len(loading)
-        return shedding.rejects(request.number, request.arrival, request.input, waits, ahead)
-
     def order(request: ServedRequest) -> tuple[Fraction | float, int, int]:
-        number = request.number
-        if policy == "sjf":
-            first: Fraction | float = Fraction(predicted[number])
-        elif policy == "edf":
-            limit = limits_ps[number]
-            first = math.inf if limit is None else Fraction(request.arrival + limit * FS_PER_PS)
-        elif policy == "vtc":
-            first = Fraction(shares[request.group].had(tenant_of(request)))
-        else:
-            first = Fraction(priorities[number])
-            if ageing_ps is not None:
-                first -= Fraction(now - request.arrival, ageing_ps * FS_PER_PS)
-        return first, request.arrival, number
+        return by.key(request, now, shares[request.group].had(tenant_of(request)))
 
     def next_of(group: int) -> ServedRequest:
         return waiting[group][0] if policy == "fcfs" else min(waiting[group], key=order)
@@ -257,7 +206,7 @@ def reference_events(
         while due := [request for request in arriving if request.arrival <= now]:
             request = min(due, key=lambda one: (one.arrival, one.number))
             arriving.remove(request)
-            if refused(request) or shed(request):
+            if refused(request) or (shedding is not None and shedding.rejects(request, waiting, running, loading)):
                 request.status = "rejected"
                 answer(request, request.arrival // FS_PER_PS)
             else:
@@ -391,39 +340,14 @@ def reference_events(
         sampled = [drafts.verify_tokens * len(decoding[group]) + len(chunks[group]) for group in groups]
         sampled = outputs if speculative is None else sampled
         shapes = [[chunk for _, chunk in mine] for mine in chunks]
-        decodes, context = sum(map(len, decoding)), sum(contexts)
-        prefill_tokens = sum(chunk.tokens for chunk in chain(*shapes))
-        if plan.micro_batches is not None:
-            assert pools is not None
-            duration = mixed_fs(
-                plan,
-                pools.at(now),
-                exact=mode == "exact",
-                replica=replica,
-                offset=offset,
-                step=len(result.steps),
-                decodes=decodes,
-                context=context,
-                chunks=shapes[0],
-                outputs=outputs[0],
-                attention_fs=partial(fastest_attention_fs, plan),
-            )
-        else:
-            own = [map(len, decoding), contexts, shapes, sampled]
-            duration = max(dense_fs(of_one_group(plan), *each) for each in zip(*own, strict=True))
-            duration += shared_fs(plan, drafts.verify_tokens * decodes + prefill_tokens, decodes)
-        if pools is not None and plan.micro_batches is None:
-            tokens, step = drafts.verify_tokens * decodes + prefill_tokens, len(result.steps)
-            if mode == "exact":
-                duration += int(pools.at(now).exact(tokens, replica, step)[0])
-            else:
-                index = (offset + step) % POOL_SIZE
-                duration += int(pools.at(now).features(np.array([tokens]), np.array([index]))[0, 0])
+        lengths = [len(mine) for mine in decoding]
+        duration = costs.duration_fs(len(result.steps), now, lengths, contexts, shapes, outputs, sampled)
         for cache in kept:
             cache.check()
         now += 0 if swap is None else swap.wait()
         assert all(blocks_used(group) <= kv_capacity_blocks for group in groups)
-        step = decodes, context, prefill_tokens, sum(map(len, chunks)), sum(outputs), sum(map(blocks_used, groups))
+        prefill_tokens, used = sum(chunk.tokens for chunk in chain(*shapes)), sum(map(blocks_used, groups))
+        step = sum(lengths), sum(contexts), prefill_tokens, sum(map(len, chunks)), sum(outputs), used
         result.steps.append(ReferenceStep(now, duration, *step))
         now += duration
         if shedding is not None:
@@ -469,13 +393,7 @@ def reference_events(
     result.requests = [request.row(replica) for request in everyone]
     result.longest_gaps_fs = [request.longest_gap for request in everyone]
     for cache in kept:
-        result.queries += cache.queries
-        result.queries_again += cache.queries_again
-        result.hits_again += cache.hits_again
-        hits = result.hit_tokens or [0 for _ in everyone]
-        result.hit_tokens = [sum(both) for both in zip(hits, cache.hit_tokens, strict=True)]
-        result.evictions += cache.evictions
-        result.cached += cache.cached
-        result.tier_waits_fs, result.tiers = cache.tiers.waits, list(tiers)
+        cache.tell(result)
+        result.tiers = list(tiers)
     result.swaps = [] if swap is None else swap.of_all(len(everyone))
     return result

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from tests.scheduler.reference_blocks import ReferenceBlocks
+from tests.scheduler.reference_result import ReferenceResult
 from tests.scheduler.reference_tiers import ReferenceTier, ReferenceTiers
 
 Bundle = tuple[int, ...]  # numbers of blocks
@@ -75,6 +76,17 @@ class PhysicalBlocks:
         """As `PrefixFigures` has them: what is looked up and found for the first time, and again, is apart."""
         again = self.queries_again, self.hits_again
         return self.queries - again[0], sum(self.hit_tokens) - again[1], self.evictions, self.cached, *again
+
+    def tell(self, result: ReferenceResult) -> None:
+        """Add what became of it to that of caches of other groups."""
+        result.queries += self.queries
+        result.queries_again += self.queries_again
+        result.hits_again += self.hits_again
+        hits = result.hit_tokens or [0 for _ in self.hit_tokens]
+        result.hit_tokens = [sum(both) for both in zip(hits, self.hit_tokens, strict=True)]
+        result.evictions += self.evictions
+        result.cached += self.cached
+        result.tier_waits_fs = self.tiers.waits
 
     def fits(self, request: int, tokens: int, *, prompt: bool = True) -> bool:
         """Whether it can be admitted with `tokens` to compute; what it hits leaves the queue, too.

@@ -1,5 +1,6 @@
 """A request as it comes to the reference engine, and as it is there: with tokens and blocks of its own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.scheduler.reference_result import ReferenceRow
@@ -66,3 +67,18 @@ class ServedRequest:
             replica,
             self.status,
         )
+
+
+def served_requests(
+    requests: Sequence[ReferenceRequest], max_tokens: Sequence[int], max_model_len: int
+) -> list[ServedRequest]:
+    """Requests that declare at most so many output tokens, as far as the longest length lets them."""
+    everyone: list[ServedRequest] = []
+    for asked, declared in zip(requests, max_tokens or [0] * len(requests), strict=True):
+        room = max_model_len - asked.input_tokens
+        wanted = min(asked.output_tokens, declared) if declared else asked.output_tokens
+        output = min(wanted, room) if room >= 1 else wanted
+        most = min(asked.input_tokens + declared, max_model_len) if declared else max_model_len
+        arrival = NEVER if asked.arrival_fs is None else asked.arrival_fs
+        everyone.append(ServedRequest(len(everyone), arrival, asked.input_tokens, output, most))
+    return everyone

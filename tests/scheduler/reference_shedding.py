@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from tests.scheduler.reference_request import ServedRequest
 
 SHEDDING = ("max_queued_requests", "early_rejection", "early_rejection_ttft_s", "prefill_tokens_per_s")
 
@@ -52,16 +53,26 @@ class ReferenceShedding:
             self.steps.append((end, duration, prefill_tokens + hits - self.hits))
             self.hits = hits
 
-    def rejects(self, number: int, arrival: int, tokens: int, waiting: int, ahead: int) -> bool:
-        """Whether a request is rejected, given how many wait, and the tokens that are computed before its own."""
-        if self.most is not None and waiting >= self.most:
+    def rejects(
+        self,
+        request: ServedRequest,
+        waiting: Sequence[Sequence[ServedRequest]],
+        running: Sequence[Sequence[ServedRequest]],
+        loading: Sequence[tuple[int, ServedRequest, int]],
+    ) -> bool:
+        """Whether a request is rejected as it arrives, by who waits and what is computed before it."""
+        (queue,), (served,) = waiting, running  # of several groups it is refused
+        ahead = sum(one.input + one.emitted for one in queue)
+        ahead += sum(one.prefill_len - one.kv for one in served if not one.decoding)
+        ahead += sum(one.prefill_len - there for _, one, there in loading)
+        if self.most is not None and len(queue) + len(loading) >= self.most:
             return True
-        limit = self.limits_fs[number]
+        limit, tokens = self.limits_fs[request.number], request.input
         if limit is None:
             return False
         if self.fs_per_token is not None:
             return self.frontend_fs + (ahead + tokens) * self.fs_per_token > limit
-        seen = [(duration, computed) for end, duration, computed in self.steps if end <= arrival]
+        seen = [(duration, computed) for end, duration, computed in self.steps if end <= request.arrival]
         if not seen:
             return False
         took, computed = (sum(column) for column in zip(*seen, strict=True))

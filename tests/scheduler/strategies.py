@@ -29,8 +29,9 @@ from tests.examples import SHARE
 
 from .plan_strategies import plans
 from .reference_balance import ReferenceBalance
-from .reference_engine import ReferenceRequest, run_reference
+from .reference_engine import ReferenceRequest
 from .reference_result import ReferenceResult
+from .reference_runs import run_reference
 from .reference_shedding import SHEDDING, ReferenceShedding
 from .reference_swap import ReferenceSwap
 from .reference_tiers import ReferenceTier

@@ -19,7 +19,8 @@ from .engine_runs import assert_equal, compare, end_of, end_run, in_picoseconds,
 from .plan_strategies import mixed_plans
 from .prefix_strategies import prefix_cases, shared_tier_cases, tier_cases, windowed_prefix_cases
 from .received_strategies import received_cases
-from .reference_engine import ReferenceRequest, reference_events, run_references
+from .reference_engine import ReferenceRequest, reference_events
+from .reference_runs import run_references
 from .shedding_strategies import shedding_cases
 from .speculative_strategies import speculative_cases
 from .strategies import Case, cases

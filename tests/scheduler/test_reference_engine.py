@@ -11,8 +11,9 @@ from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, PrefillAt
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
 from tests.examples import examples
 
-from .reference_engine import ReferenceRequest, run_reference
+from .reference_engine import ReferenceRequest
 from .reference_result import ReferenceResult
+from .reference_runs import run_reference
 from .strategies import Case, cases
 
 PS = 1000
