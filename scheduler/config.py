@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pimserve.quantity import PositiveSeconds, Quantity, ReservedGigabytes
 from pimserve.scheduler.attention_dp_spec import AttentionDpBalanceSpec
 from pimserve.scheduler.kv_tier_spec import KvTierSpec, check_tiers
+from pimserve.scheduler.prefix_retention import check_retention
 from pimserve.scheduler.router import ROUND_ROBIN, RouterSetting, goes_by_prefixes, router_name, router_setting
 from pimserve.scheduler.speculative_spec import SpeculativeSpec
 
@@ -54,6 +55,12 @@ class SchedulerSpec(BaseModel):
     block_size: Annotated[int, Field(gt=0, le=1024)] = Field(16, description="tokens of one KV block")
     enable_prefix_caching: bool = Field(
         False, description="keep KV blocks of requests that have left, for prompts that begin alike"
+    )
+    prefix_cache_retention_interval: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
+        None,
+        description="which blocks of attention windows the prefix cache and tiers keep. 0: of each prompt those that "
+        "it needs to be found again, and where prompts part; N: those also at every N tokens, a multiple of "
+        "block_size; default: all. Models without windows have none (vLLM's argument of that name, whose default is 0)",
     )
     kv_tiers: tuple[KvTierSpec, ...] = Field(
         (),
@@ -230,5 +237,6 @@ class SchedulerSpec(BaseModel):
             raise ValueError("attention_dp_balance is not modelled together with enable_prefix_caching")
         if self.batching == "stage" and self.long_prefill_token_threshold:
             raise ValueError("long_prefill_token_threshold needs batching: chunked; stage computes whole prompts")
+        check_retention(self.prefix_cache_retention_interval, self.block_size, cached=self.enable_prefix_caching)
         check_tiers(self.kv_tiers, cached=self.enable_prefix_caching)
         return self

@@ -23,15 +23,14 @@ from pimserve.scheduler.kv_tiers import KvTiers
 from pimserve.scheduler.length_predictor import LengthPredictor
 from pimserve.scheduler.load_shedding import LoadShedding
 from pimserve.scheduler.mixed_costs import make_costs
-from pimserve.scheduler.prefix_cache import PrefixKvCache
 from pimserve.scheduler.queue_classes import QueueClass
 from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.retaining_prefix_cache import prefix_cache_of
 from pimserve.scheduler.sessions import Sessions
 from pimserve.scheduler.shared_kv_tier import SharedKvTier
 from pimserve.scheduler.shedding_engine import SheddingEngine
 from pimserve.scheduler.steplog import StepLog
 from pimserve.scheduler.swap_space import SwapSpace
-from pimserve.scheduler.windowed_prefix_cache import WindowedPrefixKvCache
 
 ReplicaEngine = Engine | DataParallelEngine
 RowSink = Callable[
@@ -162,7 +161,7 @@ class Pool:
             below = spec.kv_tiers if self.name != DECODE else ()  # who decodes is sent what it has not computed
             of_block = self.kv_bytes_per_token * size, size, self.kv_groups
             make = partial(
-                WindowedPrefixKvCache if self.kv_groups.windowed else PrefixKvCache,
+                prefix_cache_of(self.kv_groups, spec.prefix_cache_retention_interval),
                 tiers=KvTiers(below, *of_block, shared=shared, replica=replica) if below else None,
                 drop_last_hit=spec.speculative is not None and spec.speculative.drops_last_hit,
             )

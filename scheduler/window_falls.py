@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-DUPLICATE = -1  # a block whose tokens another one is cached with
+DUPLICATE = -1  # a block that is not cached, as another one with its tokens is, or none is kept
 
 
 @dataclass(slots=True)
@@ -24,12 +24,14 @@ class WindowBlocks:
         turn: its place among all that were ever admitted.
         first: place in the context of the first one.
         blocks: how many there are; the last ones may be for tokens to come.
+        shared_end: place before which a tail of the window is kept (`Retention`), as others began alike; 0: none.
         ids: of the first ones, as far as they are known; DUPLICATE for those that are not cached.
     """
 
     turn: int
     first: int
     blocks: int
+    shared_end: int = 0
     ids: list[int] = field(default_factory=list)
 
     @property

@@ -15,7 +15,7 @@ tokens the one that was computed or found last is cached.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, replace
 from typing import Any
 
@@ -89,6 +89,7 @@ class WindowedPrefixKvCache(PrefixKvCache):
             return -1
         if self._reserves is not None and not self._reserve_for(request, tokens, prompt=prompt):
             return -1
+        shared_end = 0 if below else self._shared_end(ids, end)
         if self.tiers is not None:
             missing = [~block for block in of_window if block not in self._owners and block not in self._keys]
             used, preempted = [*hit, *(~block for block in of_window)], request in self._preempted
@@ -96,7 +97,7 @@ class WindowedPrefixKvCache(PrefixKvCache):
         for block in hit:
             holders[block] = holders.get(block, 0) + 1
             free.pop(block, None)
-        self.windows[request] = window = WindowBlocks(self._turn, first, in_window)
+        self.windows[request] = window = WindowBlocks(self._turn, first, in_window, shared_end)
         self._turn += 1
         idle_in_window = sum(self._take_over(window, block) for block in of_window)
         self._queued -= groups.full * idle + groups.windowed * idle_in_window
@@ -230,6 +231,10 @@ class WindowedPrefixKvCache(PrefixKvCache):
                 end = first
         return first, end
 
+    def _shared_end(self, ids: list[int], end: int) -> int:
+        """Where full groups' blocks with these ids end on the device, all up to `end` are there; 0: at `end`."""
+        return 0
+
     def _take_over(self, window: WindowBlocks, block: int) -> bool:
         """The next block of a window is that of this id, or a copy of it, or comes from below; whether it was free."""
         key = self._keys.pop(block, None)
@@ -249,23 +254,35 @@ class WindowedPrefixKvCache(PrefixKvCache):
     def _cache(self, request: int, computed: int) -> list[int]:
         """As `PrefixKvCache._cache`, and of windows."""
         new = super()._cache(request, computed)
-        window, keys, owners = self.windows[request], self._keys, self._owners
+        window = self.windows[request]
         ids = self._ids(request, window.end, computed // self.block_size)
-        if owners.keys().isdisjoint(ids) and keys.keys().isdisjoint(ids):
-            owners.update(dict.fromkeys(ids, window))
+        in_window = self._cache_window(request, window, ids)
+        return [*new, *in_window] if in_window else new
+
+    def _cache_window(self, request: int, window: WindowBlocks, ids: list[int]) -> list[int]:
+        """The next blocks of a window have these ids, and are cached: what tiers hear of, if there are any."""
+        if self._owners.keys().isdisjoint(ids) and self._keys.keys().isdisjoint(ids):
+            self._owners.update(dict.fromkeys(ids, window))
             window.ids += ids
-            return new if self.tiers is None else [*new, *(~block for block in ids)]
+            return [] if self.tiers is None else [~block for block in ids]
+        return self._cache_places(window, ids, range(len(ids)))
+
+    def _cache_places(self, window: WindowBlocks, ids: list[int], places: Iterable[int]) -> list[int]:
+        """Of the next blocks of a window, with these ids, those at `places` are cached: what tiers hear of."""
+        keys, owners, behind = self._keys, self._owners, window.end
         in_window: list[int] = []
-        for place, block in enumerate(ids, window.end):
+        window.ids += [DUPLICATE] * len(ids)
+        for place in places:
+            block = ids[place]
             if block in owners:
-                self._take_name(place, block)
+                self._take_name(behind + place, block)
             elif block in keys:
                 del self._free_ids[keys.pop(block)]
             else:
                 in_window.append(~block)
             owners[block] = window
-            window.ids.append(block)
-        return [*new, *in_window]
+            window.ids[place - len(ids)] = block
+        return in_window
 
     def _cache_all(self, request: int, tokens: int) -> None:
         """A request that decodes, or could, will be gone: its blocks are cached, as many as it has tokens."""
@@ -323,11 +340,12 @@ class WindowedPrefixKvCache(PrefixKvCache):
         self._queued += fall * windowed
 
     def _fell(self, known: Sequence[int], others: int) -> None:
-        """Blocks go from windows to the end of the queue: cached ones with these ids, and then so many others."""
+        """Blocks go from windows to the queue: cached ones with these ids, to its end, and then so many others."""
         windowed = self.groups.windowed
         for block in known:
             key = self._next_key
-            self._append(windowed)
+            self._free[key] = windowed
+            self._next_key -= 1
             self._keys[block] = key
             self._free_ids[key] = block
             del self._owners[block]

@@ -152,14 +152,19 @@ def caveats_of_host_memory(spec: SchedulerSpec, pools: Sequence[PlacedPool], mos
                 )
 
 
-def caveats_of_prefixes(spec: SchedulerSpec, workload: Workload, *, pools: bool) -> Iterator[str]:
+def caveats_of_prefixes(spec: SchedulerSpec, workload: Workload, pools: Sequence[PlacedPool]) -> Iterator[str]:
     """What prompts have in common, and is computed or sent all the same; or is not known."""
     if workload.prefixes is not None and not spec.enable_prefix_caching:
         yield "prompts begin alike, and all of each is computed: scheduler.enable_prefix_caching is false"
     if workload.prefixes is None and spec.enable_prefix_caching:
         yield "scheduler.enable_prefix_caching finds nothing: the workload does not say what prompts have in common"
-    elif spec.enable_prefix_caching and pools:
+    elif spec.enable_prefix_caching and len(pools) > 1:
         yield "KV caches are handed over whole, also what of them the decode replica has in its prefix cache"
+    if spec.prefix_cache_retention_interval and not pools[0].kv_groups.windowed:  # 0 is what vLLM has by default
+        yield (
+            "scheduler.prefix_cache_retention_interval has no effect: no layer of the model has an attention window "
+            "(vLLM refuses it)"
+        )
 
 
 def caveats_of_drafts(spec: SchedulerSpec, pools: Sequence[PlacedPool]) -> Iterator[str]:

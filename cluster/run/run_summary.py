@@ -90,7 +90,7 @@ def summary_of(prepared: Prepared, served: Served) -> ServedSummary:
             *caveats(figures, served.limits_tokens),
             *dict.fromkeys(warning for pool in pools for warning in pool.replica.warnings),
             *workload.warnings,
-            *caveats_of_prefixes(scenario.scheduler, workload, pools=len(pools) > 1),
+            *caveats_of_prefixes(scenario.scheduler, workload, pools),
             *caveats_of_drafts(scenario.scheduler, pools),
             *caveats_of_reserves(scenario.scheduler, workload, pools, most_tokens),
             *dict.fromkeys(caveats_of_host_memory(scenario.scheduler, pools, most_tokens)),

@@ -20,15 +20,14 @@ from pimserve.scheduler.kv_tiers import KvTiers
 from pimserve.scheduler.load_shedding import LoadShedding
 from pimserve.scheduler.longest_gaps import LongestGaps
 from pimserve.scheduler.mixed_costs import make_costs
-from pimserve.scheduler.prefix_cache import PrefixKvCache
 from pimserve.scheduler.prefix_figures import together
 from pimserve.scheduler.queue_classes import queue_classes
 from pimserve.scheduler.requests import FOREVER, NEVER, SERVABLE, STATUS_NAMES, RequestTable
+from pimserve.scheduler.retaining_prefix_cache import prefix_cache_of
 from pimserve.scheduler.shared_kv_tier import SharedKvTier
 from pimserve.scheduler.shedding_engine import SheddingEngine
 from pimserve.scheduler.steplog import SpanColumns, StepLog, expand
 from pimserve.scheduler.swap_space import SwapSpace
-from pimserve.scheduler.windowed_prefix_cache import WindowedPrefixKvCache
 
 from .reference_result import ReferenceResult
 from .reference_shedding import SHEDDING
@@ -143,7 +142,7 @@ def make_case(case: Case, shared: SharedKvTier | None = None) -> tuple[Recorder,
         if spec.speculative is not None:
             reserve["lookahead_tokens"] = spec.lookahead_tokens
             reserve["drop_last_hit"] = spec.speculative.drops_last_hit
-        make_cache = WindowedPrefixKvCache if case.windowed_groups else PrefixKvCache
+        make_cache = prefix_cache_of(case.kv_groups, case.retention)
         limits = *kv_size, case.kv_groups, case.max_num_batched_tokens
         caches = [make_cache(*limits, **reserve, tiers=tiers) for _ in range(case.groups)]
     make, classes = make_engine, queue_classes(case.classes, SloSpec())

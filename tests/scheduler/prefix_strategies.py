@@ -53,7 +53,10 @@ def prefix_cases(draw: st.DrawFn, *, shared: bool = True, of: st.SearchStrategy[
 
 @st.composite
 def windowed_prefix_cases(draw: st.DrawFn) -> Case:
-    """The same of layers with attention windows beside others, which fill up after few blocks, or late."""
+    """The same of layers with attention windows beside others, which fill up after few blocks, or late.
+
+    A third of the caches keep all of their blocks, a third only what prompts need, a third every few blocks too.
+    """
     case, groups = draw(prefix_cases()), draw(windows() | windows(12))
     blocks = groups.blocks(case.max_model_len, case.block_size, case.max_num_batched_tokens or case.max_model_len)
     blocks += draw(st.integers(0, blocks // 4) | st.integers(0, 3 * blocks))
@@ -63,7 +66,13 @@ def windowed_prefix_cases(draw: st.DrawFn) -> Case:
         full_groups=groups.full,
         windowed_groups=groups.windowed,
         window_tokens=groups.window_tokens,
+        retention=draw(retentions(case.block_size)),
     )
+
+
+def retentions(block_size: int) -> st.SearchStrategy[int | None]:
+    """Intervals in which blocks of windows are kept, tokens; None: all are."""
+    return st.none() | st.just(0) | st.integers(1, 6).map(block_size.__mul__)
 
 
 @st.composite

@@ -60,6 +60,7 @@ def reference_events(
     tenant_weights: Mapping[str, int] = MappingProxyType({}),
     long_prefill_token_threshold: int = 0,
     prefixes: Sequence[Sequence[int]] | None = None,
+    retention: int | None = None,
     max_tokens: Sequence[int] = (),
     speculative: SpeculativeSpec | None = None,
     shedding: ReferenceShedding | None = None,
@@ -79,7 +80,7 @@ def reference_events(
     tokens; 0: any number.
     Limits are those of each data-parallel group.
     `prefixes`: ids of the full blocks of each request, by which it finds what others computed; None: no prefix cache,
-    which has `tiers` below it.
+    which has `tiers` below it, and keeps of windows what `retention` says (`PhysicalBlocks`).
     `max_tokens`: the most output tokens that each request declares, 0: none; they are what no_evict reserves.
     `speculative`: what drafts each decoding request verifies in a step, without windows; None: none.
     `shedding`: says which requests are rejected as they arrive; None: none that can be served.
@@ -103,7 +104,7 @@ def reference_events(
     groups = range(1 if plan.micro_batches else plan.data_parallel)
     assert not tiers or len(groups) == 1
     size = kv_capacity_blocks, block_size
-    of_cache = tiers, counts, drafts.last_again
+    of_cache = tiers, counts, drafts.last_again, retention, [asked.input_tokens for asked in requests]
     kept = [PhysicalBlocks(*size, prefixes, *of_cache) for _ in groups if prefixes is not None]
     caches = kept or [None for _ in groups]
 

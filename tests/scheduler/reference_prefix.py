@@ -29,7 +29,10 @@ class PhysicalBlocks:
     `ids` has a row for each request: the ids of its full blocks, as many as are known; equal ids are equal tokens from
     the beginning of the context to the end of the block. Below them there are `tiers`, maybe none. `counts` says which
     groups of layers there are, and for how many tokens more than it has a request has blocks; where `last_again`, the
-    last block that it finds is computed all the same.
+    last block that it finds is computed all the same. `retention` says which bundles of windows can be found: None,
+    all; else those that a prompt needs which goes on at the end of `prompts` but for their last token, where full
+    groups had more than could be found, or, if it is not 0, at each so many tokens. What cannot be found goes to the
+    head of the queue then.
     """
 
     def __init__(
@@ -40,9 +43,14 @@ class PhysicalBlocks:
         tiers: Sequence[ReferenceTier] = (),
         counts: ReferenceBlocks | None = None,
         last_again: bool = False,
+        retention: int | None = None,
+        prompts: Sequence[int] = (),
     ) -> None:
         self.tiers = ReferenceTiers(tiers)
         self._last_again = last_again
+        self._retention = retention
+        self._prompts = prompts
+        self._parted: dict[int, int] = {}  # by request: how many leading ids full groups had when it was admitted
         self._counts = counts or ReferenceBlocks(block_size, 1, 0, 0, count * block_size, 0, declared=False)
         self._size = block_size
         self._ids = ids
@@ -117,6 +125,10 @@ class PhysicalBlocks:
         """
         hits = self._lookup(request, tokens)
         places = self._window_places(request, tokens, prompt=prompt)
+        here = [("full", one) in self._found for one in self._ids[request][: (tokens - 1) // self._size]]
+        self._parted[request] = [*here, False].index(False)
+        if self._parted[request] <= len(hits):
+            del self._parted[request]
         used = [*hits, *(~hits[place] for place in places if place < len(hits))]
         ready = self.tiers.take(used, {_in_tiers(name) for name in self._found}, now, again=again)
         wanted: list[tuple[Kind, int]] = [("full", place) for place in range(self._needed(tokens))]
@@ -148,8 +160,8 @@ class PhysicalBlocks:
             if places and self._counts.windowed_groups and len(window) == most:
                 fallen.append(window.pop(min(window)))
         known = set(self._found.values())
-        self._free += [block for bundle in fallen if bundle in known for block in bundle]
-        self._free += [block for bundle in fallen if bundle not in known for block in bundle]
+        self._free_up([bundle for bundle in fallen if bundle in known])
+        self._free_up([bundle for bundle in fallen if bundle not in known])
         for request, places in growing.items():
             self._held[request] += self._fresh(["full" for _ in places], now)
             if self._counts.windowed_groups:
@@ -164,7 +176,7 @@ class PhysicalBlocks:
         window = self._windows[request]
         new = range(max(window) + 1, -(-after // self._size)) if window else range(0)
         fallen = [window.pop(place) for place in sorted(window)[: len(new)]]
-        self._free += [block for bundle in reversed(fallen) for block in bundle]
+        self._free_up(fallen[::-1])
         window |= dict(zip(new, self._fresh(["window" for _ in new], now), strict=True))
         found, in_window = [], []
         for place, block_id in enumerate(self._ids[request]):
@@ -172,7 +184,7 @@ class PhysicalBlocks:
                 if ("full", block_id) not in self._found:
                     self._found["full", block_id] = self._held[request][place]
                     found.append(block_id)
-                if place in window:
+                if place in window and self._keeps(request, place):
                     if ("window", block_id) not in self._found:
                         in_window.append(~block_id)
                     self._found["window", block_id] = window[place]
@@ -182,8 +194,7 @@ class PhysicalBlocks:
         """The prompt of a request is computed, so many tokens: its windows keep what the next one needs."""
         window = self._windows[request]
         last = -(-tokens // self._size) - self._counts.in_window(1)
-        fallen = [window.pop(place) for place in sorted(window, reverse=True) if place < last]
-        self._free += [block for bundle in fallen for block in bundle]
+        self._free_up([window.pop(place) for place in sorted(window, reverse=True) if place < last])
 
     def leave(self, request: int, prompt: int, tokens: int, now: int = 0) -> None:
         """A request with `tokens`, of which the first `prompt` were computed in chunks, gives all its blocks back."""
@@ -212,8 +223,25 @@ class PhysicalBlocks:
         """All of them, those of windows first, from the last one on."""
         given = [window[place] for place in sorted(window, reverse=True)] + full[::-1]
         held = self.held  # by others
-        self._free += [block for bundle in given for block in bundle if block not in held]
+        self._free_up([bundle for bundle in given if held.isdisjoint(bundle)])
         self.check()
+
+    def _free_up(self, bundles: Sequence[Bundle]) -> None:
+        """These come free, in turn."""
+        for bundle in bundles:
+            if self._retention is None or bundle in self._found.values():
+                self._free += bundle
+            else:
+                self._free = [*bundle, *self._free]
+
+    def _keeps(self, request: int, place: int) -> bool:
+        """Whether what a request has of windows at a place can be found."""
+        if self._retention is None:
+            return True
+        ends = {(self._prompts[request] - 1) // self._size, self._parted.get(request, 0)}
+        if self._retention:
+            ends |= set(range(0, place + self._counts.in_window(1), self._retention // self._size))
+        return any(place in self._before(end) for end in ends)
 
     def check(self) -> None:
         """Every block is free or held and never both, nobody has one twice, and there is one of each id."""

@@ -68,6 +68,7 @@ class Case:
     ageing_s: float | None = None
     classes: tuple[ClassSpec, ...] = ()
     prefixes: list[list[int]] | None = None
+    retention: int | None = None
     tiers: tuple[KvTierSpec, ...] = ()
     block_bytes: int = 1
     token_weights: tuple[int, int] = (1, 2)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import astuple, replace
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -12,11 +13,11 @@ from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.kv_groups import KvGroups
 from pimserve.loadgen.traces.ragged import Ragged
 from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.windowed_prefix_cache import WindowedPrefixKvCache
+from pimserve.scheduler.retaining_prefix_cache import prefix_cache_of
 from tests.cluster.documents import serve as document_of
 from tests.examples import examples
 
-from .prefix_strategies import prefix_cases
+from .prefix_strategies import prefix_cases, retentions
 from .reference_blocks import ReferenceBlocks
 from .reference_prefix import PhysicalBlocks
 from .strategies import Case, windows
@@ -29,17 +30,26 @@ CHUNK = 5  # tokens of a prompt in a step
 class Steps:
     """The cache and the reference through steps, in each of which somebody is admitted, or goes on, or leaves."""
 
-    def __init__(self, paths: Sequence[tuple[int, int, int]], size: int, groups: KvGroups, spare: int) -> None:
+    def __init__(
+        self,
+        paths: Sequence[tuple[int, int, int]],
+        size: int,
+        groups: KvGroups,
+        spare: int,
+        retention: int | None = None,
+    ) -> None:
         self.prompts = [tokens for *_, tokens in paths]
         ids = ids_of(paths, size)
         nothing = np.zeros(len(ids), np.int64)
-        table = RequestTable(nothing, nothing, nothing, 1)
+        table = RequestTable(nothing, np.array(self.prompts), nothing, 1)
         table.prefixes = Ragged.of(ids)
         blocks = groups.blocks(46, size, CHUNK) + spare
-        self.ours = WindowedPrefixKvCache(blocks, size, groups, CHUNK)
+        make = prefix_cache_of(groups, retention)
+        self.ours: Any = make(blocks, size, groups, CHUNK)
         self.ours.bind(table)
         counts = ReferenceBlocks(size, groups.full, groups.windowed, groups.window_tokens, CHUNK, 0, declared=False)
-        self.reference = PhysicalBlocks(blocks, size, ids, counts=counts)
+        of_windows = {"counts": counts, "retention": retention, "prompts": self.prompts}
+        self.reference = PhysicalBlocks(blocks, size, ids, **of_windows)
         self.computing: dict[int, int] = {}  # tokens of prompts
         self.decoding: dict[int, int] = {}  # tokens of those that decode, before the step
         self.sending: list[int] = []
@@ -126,6 +136,7 @@ class Steps:
         reference.check()
         assert self.ours.used == len(reference.held)
         assert astuple(figures) == reference.figures
+        assert sum(count for _, count in self.ours.state()["prefix_free"]) == self.ours.blocks - self.ours.used
 
     def interrupt(self) -> None:
         state = self.ours.state()
@@ -134,16 +145,23 @@ class Steps:
         assert self.ours.state() == state
 
 
+SIZES = st.integers(1, 4).flatmap(lambda size: st.tuples(st.just(size), retentions(size)))
+SPARE = st.integers(0, 60)
 OPS = st.lists(st.tuples(st.integers(0, 7), st.sampled_from(["go on", "go on", "bring", "send", "leave"])), max_size=80)
 
 
 @examples(300)
-@given(PATHS, st.integers(1, 4), windows(30), st.integers(0, 60), OPS)
+@given(PATHS, SIZES, windows(30), SPARE, OPS)
 def test_blocks_are_those_of_the_reference(
-    paths: list[tuple[int, int, int]], size: int, groups: KvGroups, spare: int, ops: list[tuple[int, str]]
+    paths: list[tuple[int, int, int]],
+    sizes: tuple[int, int | None],
+    groups: KvGroups,
+    spare: int,
+    ops: list[tuple[int, str]],
 ) -> None:
     """While requests are computed in chunks, decode, are preempted, sent on, received and interrupted."""
-    steps = Steps(paths, size, groups, spare)
+    size, retention = sizes
+    steps = Steps(paths, size, groups, spare, retention)
     for place, (request, what) in enumerate(ops):
         steps.step(request % len(paths), what)
         if place % 3 == 0:
