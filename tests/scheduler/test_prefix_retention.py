@@ -2,13 +2,18 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
+from pimserve.device_models.kv_groups import KvGroups
 from pimserve.errors import InputError
+from pimserve.loadgen.traces.ragged import Ragged
+from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.retaining_prefix_cache import prefix_cache_of
 from tests.cluster.documents import serve as document_of
 from tests.examples import examples
 
@@ -25,8 +30,31 @@ APART = 10**6  # ps, so that one request has left when the next one comes
 def found(prompts: list[tuple[int, list[int]]], **changes: Any) -> list[int]:
     """Tokens that prompts find which come one after the other: their tokens, and the ids of their blocks."""
     requests = [(place * APART, tokens, 1) for place, (tokens, _) in enumerate(prompts)]
-    settings = {**WINDOWED, "kv_capacity_blocks": ROOM, **changes}
-    return serve(*requests, prefixes=[ids for _, ids in prompts], **settings).hit_tokens
+    settings = {**WINDOWED, "kv_capacity_blocks": ROOM, "block_size": 2, **changes}
+    hits = serve(*requests, prefixes=[ids for _, ids in prompts], **settings).hit_tokens
+    assert hits == found_by_ours(prompts, settings)
+    return hits
+
+
+def found_by_ours(prompts: list[tuple[int, list[int]]], settings: dict[str, Any]) -> list[int]:
+    """The same of the engine's cache."""
+    nothing = np.zeros(len(prompts), np.int64)
+    table = RequestTable(nothing, np.array([tokens for tokens, _ in prompts], np.int64), nothing, 1)
+    table.prefixes = Ragged.of([ids for _, ids in prompts])
+    groups = KvGroups(settings["full_groups"], settings["windowed_groups"], settings["window_tokens"])
+    chunk = settings.get("max_num_batched_tokens")
+    size = settings["kv_capacity_blocks"], settings["block_size"]
+    cache = prefix_cache_of(groups, settings.get("retention"))(*size, groups, chunk)
+    cache.bind(table)
+    hits = []
+    for request, (tokens, _) in enumerate(prompts):
+        hits.append(cache.admit(request, tokens, prompt=True))
+        for computed in range(hits[-1] + (chunk or tokens), tokens, chunk or tokens):
+            cache.cache(request, computed)
+        cache.cache(request, tokens)
+        cache.computed(request, tokens)
+        cache.release(request, tokens)
+    return hits
 
 
 # --- by hand ---------------------------------------------------------------------------------------------------------
