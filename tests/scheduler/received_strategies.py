@@ -22,9 +22,10 @@ def received_cases(draw: st.DrawFn, of: st.SearchStrategy[Case]) -> Case:
         ago = draw(late)
         since = (request.arrival_fs or 0) // FS_PER_PS * FS_PER_PS
         received.append(None if ago is None else max(0, since - ago // FS_PER_PS * FS_PER_PS))
-    budget, drafts = case.max_num_batched_tokens, case.speculative
-    if budget is not None and drafts is not None:
-        budget = max(budget, drafts.verify_tokens)
+    budget, drafts, blocks = case.max_num_batched_tokens, case.speculative, case.kv_capacity_blocks
+    if budget is not None and drafts is not None and budget < drafts.verify_tokens:  # windows hold longer chunks
+        blocks += case.full_groups * case.windowed_groups * (drafts.verify_tokens - budget)
+        budget = drafts.verify_tokens
     return replace(
         case,
         requests=requests,
@@ -32,4 +33,5 @@ def received_cases(draw: st.DrawFn, of: st.SearchStrategy[Case]) -> Case:
         concurrency=None,
         balance=None,
         max_num_batched_tokens=budget,
+        kv_capacity_blocks=blocks,
     )
