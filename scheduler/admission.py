@@ -68,6 +68,7 @@ class Admission:
         self._budget = spec.max_num_batched_tokens if spec.batching == "chunked" else FOREVER
         self._most = spec.long_prefill_token_threshold or FOREVER  # tokens of one prompt in a step
         self._max_num_seqs = spec.max_num_seqs
+        self._most_decodes = -(-self._budget // self._decoding.verify_tokens)  # that leave no token to others in a step
 
     def schedule(self, step: int, now_fs: int, *, admit: bool) -> tuple[list[ChunkShape], list[int]]:
         """Chunks of prompts in a step, and requests whose prompt is complete with it; nobody joins without `admit`."""
@@ -122,7 +123,7 @@ class Admission:
         Nobody joins without `admit`. Without prefix caching.
         """
         queue, decoding = self._queue, self._decoding
-        if decoding.count * decoding.verify_tokens >= self._budget:
+        if decoding.count >= self._most_decodes:
             return False
         if self.partial:
             return True
@@ -159,7 +160,7 @@ class Admission:
 
     def next_change_fs(self, now_fs: int) -> int:
         """When somebody comes who can be admitted; FOREVER if all have to wait until a request finishes."""
-        if self._full:
+        if len(self._running) >= self._max_num_seqs or self._decoding.count >= self._most_decodes:
             return FOREVER
         next_fs = self._queue.next_change_fs(now_fs)
         return min(next_fs, self.next_loaded_fs(now_fs)) if self.loading else next_fs
@@ -176,15 +177,9 @@ class Admission:
         """Tokens of their prompts, and outputs so far."""
         return self._queue.tokens_of(self.loads())
 
-    @property
-    def _full(self) -> bool:
-        """Whether running requests leave no place, or no token in a step, for another."""
-        verified = self._decoding.count * self._decoding.verify_tokens
-        return len(self._running) >= self._max_num_seqs or verified >= self._budget
-
     def open(self, now_fs: int) -> bool:
         """Whether one who comes may be admitted as things are: there is room, and nobody waits who is earlier."""
-        if self._full:
+        if len(self._running) >= self._max_num_seqs or self._decoding.count >= self._most_decodes:
             return False
         return not self._queue.in_turn or self._queue.next_fs > now_fs
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from heapq import heapify, heappop, heappush
+from bisect import bisect_left, insort
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
+from heapq import heapify, heappop, heappush, heapreplace
 
 from pimserve.arrays import IntArray
 from pimserve.device_models.plan import FS_PER_PS
@@ -20,7 +22,9 @@ class Lookahead:
     """Conservative simulation of replicas that send each other requests (Chandy and Misra, IEEE TSE SE-5(5), 1979).
 
     A replica's bound is the earliest time at which somebody may come, to whatever replica, after an end there that is
-    not known yet: for a while none ends there, and then somebody thinks, unless a session that waits begins at once.
+    not known yet. Nobody ends before the replica says so, nor before the steps that they still need are over, of which
+    none takes less than `CostPlan.least_step_fs`; then who follows thinks, or, if nobody does, a session that waits
+    begins at once.
     The replica with the least bound is run up to the next one's, or to the next arrival that is known; it stops by
     itself for whoever follows on an end there. An arrival before all bounds can be routed.
 
@@ -49,17 +53,26 @@ class Lookahead:
         self._sessions = sessions
         self._deal = deal
         self._looks = False
+        costs = engines[0].costs
+        self._step_fs = costs.least_step_fs
+        self._step_tokens = costs.plan.verify_tokens  # of a request in a step, at most
+        self._outputs, self._arrival_ps = table.views["output_tokens"], table.views["arrival_ps"]
+        self._running = [_running(engine) for engine in engines]
         self.restore()
 
     def restore(self) -> None:
         """Go on from what the engines have in hand."""
-        # Of each a heap of (least think time of a follower, request), from which who has ended is taken out late.
-        self._under_way: list[list[tuple[int, int]]] = [[] for _ in self._engines]
+        # Of each two heaps, from which who has ended is taken out late: of those whom somebody follows, by when that is
+        # at the earliest if step 0 of the engine begins at 0, fs, and whether their last step is known; and of those
+        # with whom a session may be over, by when they end then.
+        self._followed: list[list[tuple[int, int, bool]]] = [[] for _ in self._engines]
+        self._last: list[list[tuple[int, int]]] = [[] for _ in self._engines]
         self._bounds_ps = [FOREVER] * len(self._engines)
-        self._first: list[tuple[int, int]] = []  # heap: (bound, engine), also with bounds that hold no more
+        self._by_bound = [(FOREVER, len(self._engines))]  # in order; the last one is nobody
         for index, engine in enumerate(self._engines):
             for request in engine.in_hand():
-                self._sent(index, request)
+                self._goes(index, request, 1)
+            self._bound(index)
 
     def run(self, requests: IntArray, until_fs: int, books: RouterBooks) -> None:
         """Let all come that do before a time, and run engines as far as that takes.
@@ -70,20 +83,16 @@ class Lookahead:
             books: of the router that tells where they go, if it looks at replicas.
         """
         self._looks = not isinstance(books.router, BlindRouter)
-        choose, coming, first, bounds_ps = self._choice(books), self._sessions.coming, self._first, self._bounds_ps
+        choose, coming, by_bound = self._choice(books), self._sessions.coming, self._by_bound
         coming += zip(self._table["arrival_ps"][requests].tolist(), requests.tolist(), strict=True)
         heapify(coming)
         until_ps = -(-until_fs // FS_PER_PS)
         while True:
             at_ps = coming[0][0] if coming and coming[0][0] < until_ps else until_ps
-            while first and bounds_ps[first[0][1]] != first[0][0]:
-                heappop(first)  # it holds no more
-            if first and first[0][0] <= at_ps and first[0][0] < until_ps:
-                index = heappop(first)[1]
-                bounds_ps[index] = FOREVER
-                # The next bound may hold no more either: then the engine stops earlier than it must.
-                known_ps = first[0][0] if first and first[0][0] < at_ps else at_ps
-                self._advance(index, min(known_ps * FS_PER_PS, until_fs))
+            bound_ps, index = by_bound[0]
+            if bound_ps <= at_ps and bound_ps < until_ps:
+                del by_bound[0]
+                self._advance(index, min(min(by_bound[0][0], at_ps) * FS_PER_PS, until_fs))
             elif at_ps < until_ps:
                 self._arrives(at_ps, choose)
             else:
@@ -94,12 +103,14 @@ class Lookahead:
         request, now_fs = self._sessions.arrives(self._sessions.coming), at_ps * FS_PER_PS
         chosen = choose(request, now_fs)
         engine = self._engines[chosen]
-        if self._table.views["arrival_ps"][request] != at_ps:  # that is when it was due
+        if self._arrival_ps[request] != at_ps:  # that is when it was due
             engine.expect(Move(request, -1, now_fs, 0))
         engine.submit((request,))
         self._outstanding[chosen] += 1
         self._quiet_fs[chosen] = min(self._quiet_fs[chosen], now_fs)
-        self._sent(chosen, request)
+        self._goes(chosen, request, -(-self._outputs[request] // self._step_tokens))
+        del self._by_bound[bisect_left(self._by_bound, (self._bounds_ps[chosen], chosen))]
+        self._bound(chosen)
 
     def _choice(self, books: RouterBooks) -> Callable[[int, int], int]:
         """What tells to which engine a request goes, given it and the time, fs."""
@@ -109,12 +120,13 @@ class Lookahead:
         books.session_of = self._sessions.session.item
         return ExactRouting(self._engines, self._quiet_fs, self._outstanding, books, None).choice(everywhere)
 
-    def _sent(self, index: int, request: int) -> None:
-        """A request is under way on that engine."""
-        least_ps = self._sessions.least_ps[request]
-        if least_ps < FOREVER or self._sessions.held_ps < FOREVER:
-            heappush(self._under_way[index], (least_ps, request))
-        self._bound(index)
+    def _goes(self, index: int, request: int, steps: int) -> None:
+        """A request is under way on that engine, and needs at least so many steps from the next one on."""
+        ends_fs, least_ps = (self._engines[index].step + steps) * self._step_fs, self._sessions.least_ps[request]
+        if least_ps < FOREVER:
+            heappush(self._followed[index], (ends_fs + least_ps * FS_PER_PS, request, False))
+        elif self._sessions.held_ps < FOREVER:
+            heappush(self._last[index], (ends_fs, request))
 
     def _advance(self, index: int, until_fs: int) -> None:
         engine = self._engines[index]
@@ -125,17 +137,31 @@ class Lookahead:
 
     def _bound(self, index: int) -> None:
         """Find an engine's bound anew."""
-        under_way, sessions = self._under_way[index], self._sessions
-        ended = sessions.ended
-        while under_way and ended[under_way[0][1]]:
-            heappop(under_way)
-        if not under_way:
-            self._bounds_ps[index] = FOREVER
-            return
-        end_fs, quiet_fs = self._engines[index].next_end_fs(), self._quiet_fs[index]
-        answer_ps = (end_fs if end_fs > quiet_fs else quiet_fs) // FS_PER_PS + sessions.beside_ps
-        bound_ps, held_ps = answer_ps + under_way[0][0], sessions.held_ps
-        if bound_ps > held_ps:
-            bound_ps = max(answer_ps, held_ps)
+        engine, sessions, quiet_fs = self._engines[index], self._sessions, self._quiet_fs[index]
+        followed, last, ended = self._followed[index], self._last[index], sessions.ended
+        while followed:
+            _, request, known = followed[0]
+            if ended[request]:
+                heappop(followed)
+            elif not known and (finish_step := self._running[index].get(request)):  # it decodes now
+                after_fs = finish_step * self._step_fs + sessions.least_ps[request] * FS_PER_PS
+                heapreplace(followed, (after_fs, request, True))
+            else:
+                break
+        begin_fs, bound_ps = engine.clock - engine.step * self._step_fs, FOREVER  # of step 0, at the latest
+        if followed:
+            bound_ps = max(begin_fs + followed[0][0], quiet_fs) // FS_PER_PS + sessions.beside_ps
+        while last and ended[last[0][1]]:
+            heappop(last)
+        if last:
+            answer_ps = max(begin_fs + last[0][0], quiet_fs) // FS_PER_PS + sessions.beside_ps
+            if answer_ps < bound_ps:
+                bound_ps = min(bound_ps, max(answer_ps, sessions.held_ps))
         self._bounds_ps[index] = bound_ps
-        heappush(self._first, (bound_ps, index))
+        insort(self._by_bound, (bound_ps, index))
+
+
+def _running(engine: ReplicaEngine) -> Mapping[int, int]:
+    """By request, the step before which one that decodes there ends, whatever group it is in."""
+    cores = engine.cores
+    return cores[0].running if len(cores) == 1 else ChainMap(*(core.running for core in cores))
