@@ -154,7 +154,8 @@ class ReplicaCosts:
         """
         plan, width = self.plan, self._verify_tokens
         share = -(-decodes // plan.data_parallel)
-        first, growth, steps = self._timing.decode_span(decodes, context, min(most, self.max_span))
+        most = most if most < self.max_span else self.max_span
+        first, growth, steps = self._timing.decode_span(decodes, context, most)
         first += self._decode_rows_fs[share]
         if plan.experts is None:
             return DecodeSpan(steps, width * share, first, growth)

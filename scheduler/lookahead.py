@@ -92,7 +92,8 @@ class Lookahead:
             bound_ps, index = by_bound[0]
             if bound_ps <= at_ps and bound_ps < until_ps:
                 del by_bound[0]
-                self._advance(index, min(min(by_bound[0][0], at_ps) * FS_PER_PS, until_fs))
+                known_ps = by_bound[0][0] if by_bound[0][0] < at_ps else at_ps
+                self._advance(index, known_ps * FS_PER_PS if known_ps < until_ps else until_fs)
             elif at_ps < until_ps:
                 self._arrives(at_ps, choose)
             else:
@@ -107,7 +108,8 @@ class Lookahead:
             engine.expect(Move(request, -1, now_fs, 0))
         engine.submit((request,))
         self._outstanding[chosen] += 1
-        self._quiet_fs[chosen] = min(self._quiet_fs[chosen], now_fs)
+        quiet_fs = self._quiet_fs[chosen]
+        self._quiet_fs[chosen] = now_fs if now_fs < quiet_fs else quiet_fs
         self._goes(chosen, request, -(-self._outputs[request] // self._step_tokens))
         del self._by_bound[bisect_left(self._by_bound, (self._bounds_ps[chosen], chosen))]
         self._bound(chosen)
@@ -150,11 +152,13 @@ class Lookahead:
                 break
         begin_fs, bound_ps = engine.clock - engine.step * self._step_fs, FOREVER  # of step 0, at the latest
         if followed:
-            bound_ps = max(begin_fs + followed[0][0], quiet_fs) // FS_PER_PS + sessions.beside_ps
+            end_fs = begin_fs + followed[0][0]
+            bound_ps = (end_fs if end_fs > quiet_fs else quiet_fs) // FS_PER_PS + sessions.beside_ps
         while last and ended[last[0][1]]:
             heappop(last)
         if last:
-            answer_ps = max(begin_fs + last[0][0], quiet_fs) // FS_PER_PS + sessions.beside_ps
+            end_fs = begin_fs + last[0][0]
+            answer_ps = (end_fs if end_fs > quiet_fs else quiet_fs) // FS_PER_PS + sessions.beside_ps
             if answer_ps < bound_ps:
                 bound_ps = min(bound_ps, max(answer_ps, sessions.held_ps))
         self._bounds_ps[index] = bound_ps

@@ -107,9 +107,10 @@ class Sessions:
             self.ended[parent] = 1
             for child in self._children[self._begins[parent] : self._begins[parent + 1]]:
                 self._missing[child] -= 1
-                self._latest_ps[child] = max(self._latest_ps[child], answer_ps)
+                latest_ps = self._latest_ps[child]
+                self._latest_ps[child] = latest_ps = answer_ps if answer_ps > latest_ps else latest_ps
                 if not self._missing[child]:
-                    arrival_ps = self._latest_ps[child] + self._think_ps[child]
+                    arrival_ps = latest_ps + self._think_ps[child]
                     self.add(child, arrival_ps)
                     if self._table.views["reject_reason"][child] != SERVABLE:
                         answers.append((child, arrival_ps))
