@@ -86,6 +86,18 @@ def _rejected(summary: dict[str, Any]) -> float:
 
 COMPARISONS = (
     Comparison(
+        "batching",
+        "batching",
+        {way: (f"scheduler.batching={way}",) for way in ("chunked", "stage", "prefill_first", "decode_first")},
+        (
+            Figure("p50 TTFT", "s", "prefill_first", lambda summary: summary["latency_s"]["ttft"]["p50"]),
+            Figure("p99 TTFT", "s", "prefill_first", lambda summary: summary["latency_s"]["ttft"]["p99"]),
+            Figure("p99 ITL", "ms", "decode_first", lambda summary: 1000 * summary["latency_s"]["itl"]["p99"]),
+            Figure("p50 TPOT", "ms", "", lambda summary: 1000 * summary["latency_s"]["tpot"]["p50"]),
+            Figure("output tokens/s", "", "", lambda summary: summary["throughput"]["output_tokens_per_s"]),
+        ),
+    ),
+    Comparison(
         "three_tenants",
         "policy",
         {policy: (f"scheduler.policy={policy}",) for policy in ("fcfs", "sjf", "priority", "edf", "vtc")},

@@ -104,6 +104,8 @@ WINS = (
     Win("policy", "vtc", "fcfs", "three_tenants", "p99 queue time of reports, s"),
     Win("batching", "chunked", "stage", "unlike_prompts", "p99 TPOT, s"),
     Win("batching", "stage", "chunked", "unlike_prompts", "p99 time between tokens, s"),
+    Win("batching", "prefill_first", "chunked", "batching", "p99 TTFT, s"),
+    Win("batching", "decode_first", "chunked", "batching", "p99 time between tokens, s"),
     Win("long_prefill_token_threshold", "512", "0", "unlike_prompts", "mean TTFT of chat, s"),
     Win("kv_admission", "prompt", "no_evict", "tight_kv_cache", "mean TTFT, s"),
     Win("kv_admission", "no_evict", "prompt", "tight_kv_cache", "p99 TPOT, s"),

@@ -1,7 +1,8 @@
 """Who is admitted in a step of a replica, and what of which prompts is computed in it.
 
 Running requests first (a decode token each, then prompts that were cut, by the token budget or as they are long), then
-those that wait, while token budget, sequences and KV blocks last, as in vLLM's V1 scheduler.
+those that wait, while token budget, sequences and KV blocks last, as in vLLM's V1 scheduler. Where prompts go first, a
+decode token takes nothing from a step's budget; where decodes do, one takes all of it.
 """
 
 from __future__ import annotations
@@ -65,10 +66,13 @@ class Admission:
 
     def use(self, spec: SchedulerSpec) -> None:
         """Admit by these settings from here on."""
-        self._budget = spec.max_num_batched_tokens if spec.batching == "chunked" else FOREVER
+        self._budget = spec.chunk_tokens or FOREVER
+        takes = {"prefill_first": 0, "decode_first": FOREVER}
+        # Of the budget, by each that decodes; and how many of these leave no token to others.
+        self._decode_tokens = takes.get(spec.batching, self._decoding.verify_tokens)
+        self._most_decodes = -(-self._budget // self._decode_tokens) if self._decode_tokens else FOREVER
         self._most = spec.long_prefill_token_threshold or FOREVER  # tokens of one prompt in a step
         self._max_num_seqs = spec.max_num_seqs
-        self._most_decodes = -(-self._budget // self._decoding.verify_tokens)  # that leave no token to others in a step
 
     def schedule(self, step: int, now_fs: int, *, admit: bool) -> tuple[list[ChunkShape], list[int]]:
         """Chunks of prompts in a step, and requests whose prompt is complete with it; nobody joins without `admit`."""
@@ -78,7 +82,7 @@ class Admission:
         tiers, at_once = kv.tiers, 0 if kv.prefixes else self._most  # tokens of a prompt that is computed in one go
         if tiers is not None:
             tiers.now_fs = now_fs
-        budget = self._budget - decoding.count * decoding.verify_tokens
+        budget = self._budget - decoding.count * self._decode_tokens
         if self.partial:
             for request, (length, computed) in list(self.partial.items()):
                 if budget > 0:

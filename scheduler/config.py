@@ -22,8 +22,11 @@ Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 class SchedulerSpec(BaseModel):
     """How each replica batches requests, and how requests are spread over replicas.
 
-    `batching`: "chunked" cuts prompts so that a step has at most `max_num_batched_tokens` tokens (vLLM's default);
-    "stage" computes whole prompts together with all decodes (Orca; what arXiv 2409.01141 simulates).
+    `batching`: "chunked" cuts prompts to what requests that decode leave of a step's `max_num_batched_tokens` (vLLM's
+    default); "stage" computes whole prompts together with all decodes (Orca; what arXiv
+    2409.01141 simulates). With "prefill_first", steps have prompts alone while there are any, and those that decode
+    wait (vLLM V0 without chunked prefill); with "decode_first" nobody joins until all that decode have their last
+    token, and then whole prompts are computed in one step (FasterTransformer). arXiv 2403.02310, 3, compares them.
     `kv_admission`: "prompt" admits a request when its known tokens fit the free KV blocks and preempts one when
     decoding runs out of them (`preemption`); "no_evict" reserves as many output tokens as the client declares at most
     too, and all that a request may have where it declares nothing, so that nothing is preempted (TensorRT-LLM:
@@ -37,20 +40,25 @@ class SchedulerSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    batching: Literal["chunked", "stage"] = Field(
-        "chunked", description="chunked: prompts are cut to the token budget; stage: whole prompts beside all decodes"
+    batching: Literal["chunked", "stage", "prefill_first", "decode_first"] = Field(
+        "chunked",
+        description="chunked: prompts are cut to what decodes leave of the token budget; stage: whole prompts beside "
+        "all decodes; prefill_first: prompts in steps of their own, cut to the token budget, which decodes wait for; "
+        "decode_first: whole prompts, when nobody decodes any more. The last two without several data-parallel groups, "
+        "pools, drafts, kv_tiers and swap",
     )
     max_num_seqs: Count = Field(
         256,
         description="requests that run at once on a replica; of each data-parallel group, where it has several",
     )
     max_num_batched_tokens: Count = Field(
-        2048, description="tokens of one step, of each data-parallel group; chunked batching only"
+        2048,
+        description="tokens of one step, of each data-parallel group; batching chunked or prefill_first only",
     )
     long_prefill_token_threshold: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
         0,
-        description="tokens of one prompt that a step computes at most, chunked batching only, so that prompts behind "
-        "a long one have their part of the step; 0: as many as max_num_batched_tokens leaves",
+        description="tokens of one prompt that a step computes at most, batching chunked or prefill_first only, so "
+        "that prompts behind a long one have their part of the step; 0: as many as max_num_batched_tokens leaves",
     )
     block_size: Annotated[int, Field(gt=0, le=1024)] = Field(16, description="tokens of one KV block")
     enable_prefix_caching: bool = Field(
@@ -194,13 +202,23 @@ class SchedulerSpec(BaseModel):
         return 0 if self.speculative is None else self.speculative.lookahead_tokens
 
     @property
+    def cuts_prompts(self) -> bool:
+        """Whether prompts are cut to the token budget."""
+        return self.batching in {"chunked", "prefill_first"}
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a step may have prompts beside those that decode."""
+        return self.batching in {"chunked", "stage"}
+
+    @property
     def chunk_tokens(self) -> int | None:
         """Tokens of a prompt that one step computes at most; None: all."""
-        return self.max_num_batched_tokens if self.batching == "chunked" else None
+        return self.max_num_batched_tokens if self.cuts_prompts else None
 
     def max_step_tokens(self, max_model_len: int) -> int:
         """Tokens of the largest step: the budget, or a whole prompt of a model that takes `max_model_len` tokens."""
-        return self.max_num_batched_tokens if self.batching == "chunked" else self.max_model_len or max_model_len
+        return self.max_num_batched_tokens if self.cuts_prompts else self.max_model_len or max_model_len
 
     @model_validator(mode="after")
     def _swap_fits(self) -> Self:
@@ -235,8 +253,9 @@ class SchedulerSpec(BaseModel):
             )
         if self.attention_dp_balance is not None and self.enable_prefix_caching:
             raise ValueError("attention_dp_balance is not modelled together with enable_prefix_caching")
-        if self.batching == "stage" and self.long_prefill_token_threshold:
-            raise ValueError("long_prefill_token_threshold needs batching: chunked; stage computes whole prompts")
+        if not self.cuts_prompts and self.long_prefill_token_threshold:
+            cutting = "needs batching: chunked or prefill_first"
+            raise ValueError(f"long_prefill_token_threshold {cutting}; {self.batching} computes whole prompts")
         check_retention(self.prefix_cache_retention_interval, self.block_size, cached=self.enable_prefix_caching)
         check_tiers(self.kv_tiers, cached=self.enable_prefix_caching)
         return self

@@ -143,7 +143,7 @@ class Engine(EngineCore):
             pool=self._pool,
             up=True,
             clock_fs=self.clock,
-            steps=self.step,
+            steps=self.steps,
             running=len(self.running),
             waiting=len(self.queue) + len(self.admission.loading),
             decoding=decoding.count,
@@ -233,13 +233,18 @@ class Engine(EngineCore):
                     self._log.use(costs := self.costs.at(self.clock))
                     self.costs = costs
                     heeds_fs = min(self.looks_before_fs, costs.ends_fs)
+            prompts = next_fs <= self.clock or bool(self.admission.partial)
+            if prompts and self.prompts_first:
+                if self._prompt_step(False):
+                    continue
+                prompts = False
             preempted = False
             if decoding.count:
                 blocks = decoding.growth(self.step)  # that decoding requests cross into in this step
                 if preempted := blocks > kv.blocks - kv.used:
                     blocks = self.make_room()
                 kv.used += blocks
-            if not (next_fs <= self.clock or self.admission.partial) or not self._prompt_step(preempted):
+            if not prompts or not self._prompt_step(preempted):
                 if preempted and not decoding.count:
                     continue  # what it gave back may do for another
                 if not decoding.count:  # the cache is full of what has not been sent on, or loaded
@@ -348,7 +353,7 @@ class Engine(EngineCore):
         if left is not None:
             _, span, steps, duration = left
         else:
-            span = self.costs.decode_span(step, decodes, context, most)
+            span = self.costs.decode_span(step + self.waited_steps, decodes, context, most)
             steps = decoding.steps_within(span.steps, step, kv.blocks - used)
             duration = span.duration_fs(steps)
         if steps > 1 or whole:

@@ -57,6 +57,8 @@ class EngineCore:
         "running",
         "step",
     )
+    prompts_first = False  # whether steps have prompts alone while there are any
+    waited_steps = 0  # of prompts alone, which are not among those that `step` counts, as nobody decodes in them
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class EngineCore:
         classes: Sequence[QueueClass] = (QueueClass(),),
     ) -> None:
         self.clock = 0  # fs; start of the next step
-        self.step = 0  # number of the next step
+        self.step = 0  # number of the next step of those that decode
         self._log = log
         self._longest = log.longest if log.longest.wanted else None
         self._pool = pool
@@ -140,6 +142,11 @@ class EngineCore:
             blocks = self.make_room()
         self.kv.used += blocks
         return short
+
+    @property
+    def steps(self) -> int:
+        """How many there were."""
+        return self.step + self.waited_steps
 
     @property
     def has_work(self) -> bool:
@@ -268,9 +275,14 @@ class EngineCore:
         if self._longest is not None:
             # What it came with it has not decoded here; of the first token nobody waits for another.
             tokens = emitted - max(1, self._emitted_tokens[request])
-            self._longest.decoded(request, self.step, self.decoding.steps_of(request, tokens, self.step))
+            self._tell_longest(request, self.decoding.steps_of(request, tokens, self.step))
         self._emitted_tokens[request] = emitted
         return emitted
+
+    def _tell_longest(self, request: int, steps: int) -> None:
+        """The request has decoded in the last so many steps."""
+        assert self._longest is not None
+        self._longest.decoded(request, self.step, steps)
 
     def _preempt(self) -> None:
         """Take a request off the device; it will recompute what it had, or has it in host memory."""

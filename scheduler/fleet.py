@@ -23,6 +23,7 @@ from pimserve.scheduler.kv_tiers import KvTiers
 from pimserve.scheduler.length_predictor import LengthPredictor
 from pimserve.scheduler.load_shedding import LoadShedding
 from pimserve.scheduler.mixed_costs import make_costs
+from pimserve.scheduler.prefill_first import PrefillFirstEngine, SheddingPrefillFirstEngine
 from pimserve.scheduler.queue_classes import QueueClass
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.retaining_prefix_cache import prefix_cache_of
@@ -39,16 +40,18 @@ RowSink = Callable[
 PREFILL, DECODE = "prefill", "decode"
 
 
-def _shedding_engine(caches: Sequence[KvCache], **rest: Any) -> SheddingEngine:  # noqa: ANN401 likewise
+def _shedding_engine(caches: Sequence[KvCache], *, spec: SchedulerSpec, **rest: Any) -> SheddingEngine:  # noqa: ANN401 likewise
     (kv,) = caches
-    return SheddingEngine(kv=kv, **rest)
+    kind = SheddingPrefillFirstEngine if spec.batching == "prefill_first" else SheddingEngine
+    return kind(kv=kv, spec=spec, **rest)
 
 
-def make_engine(caches: Sequence[KvCache], **rest: Any) -> ReplicaEngine:  # noqa: ANN401 as the engines have them
+def make_engine(caches: Sequence[KvCache], *, spec: SchedulerSpec, **rest: Any) -> ReplicaEngine:  # noqa: ANN401 as the engines have them
     """The engine of a replica whose groups have these KV caches, one or more."""
     if len(caches) > 1:
-        return DataParallelEngine(kvs=caches, **rest)
-    return Engine(kv=caches[0], **rest)
+        return DataParallelEngine(kvs=caches, spec=spec, **rest)
+    kind = PrefillFirstEngine if spec.batching == "prefill_first" else Engine
+    return kind(kv=caches[0], spec=spec, **rest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from pimserve.scheduler.sessions import Sessions
 from pimserve.scheduler.slo_metric import SloMetric
 from pimserve.scheduler.users import Users
 
+_MIXES = "use chunked or stage"
 _PREFIX_CACHING = "scheduler.enable_prefix_caching"
 _GROUPS = "several data-parallel groups in a replica: leave it out, or raise cluster.tensor_parallel to all devices"
 
@@ -47,6 +48,15 @@ def check_together(spec: SchedulerSpec, classes: Sequence[QueueClass], *, pools:
         ):
             if wrong:
                 raise InputError("scheduler.preemption", f"swap does not go together with {what}")
+    if not spec.mixes:
+        for wrong, what in (
+            (pools, "pools for prefill and decode"),
+            (spec.preemption == "swap", "preemption: swap"),
+            (spec.speculative is not None, "speculative"),
+            (bool(spec.kv_tiers), "kv_tiers"),
+        ):
+            if wrong:
+                raise InputError("scheduler.batching", f"{spec.batching} does not go together with {what}: {_MIXES}")
     if pools and not spec.report_interval_s:
         raise InputError(
             "scheduler.report_interval_s", "is 0; pools hear of each other in intervals: give one, such as 0.1"
@@ -70,6 +80,12 @@ def check_kv_caches(spec: SchedulerSpec, pools: Sequence[Pool]) -> None:
         pool.kv_blocks(spec.block_size)
         if spec.preemption == "swap" and pool.plan.engine_cores > 1:
             raise InputError("scheduler.preemption", f"swap is not modelled with {_GROUPS}")
+    if not spec.mixes and any(pool.plan.engine_cores > 1 for pool in pools):
+        raise InputError(
+            "scheduler.batching",
+            f"{spec.batching} is not modelled with several data-parallel groups in a replica: {_MIXES}, or raise "
+            "cluster.tensor_parallel to all devices",
+        )
     if spec.kv_tiers and pools[0].plan.engine_cores > 1:
         raise InputError("scheduler.kv_tiers", f"are not modelled with {_GROUPS}")
     if spec.sheds and any(pool.plan.engine_cores > 1 for pool in pools):

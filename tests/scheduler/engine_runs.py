@@ -20,6 +20,7 @@ from pimserve.scheduler.kv_tiers import KvTiers
 from pimserve.scheduler.load_shedding import LoadShedding
 from pimserve.scheduler.longest_gaps import LongestGaps
 from pimserve.scheduler.mixed_costs import make_costs
+from pimserve.scheduler.prefill_first import SheddingPrefillFirstEngine
 from pimserve.scheduler.prefix_figures import together
 from pimserve.scheduler.queue_classes import queue_classes
 from pimserve.scheduler.requests import FOREVER, NEVER, SERVABLE, STATUS_NAMES, RequestTable
@@ -93,11 +94,10 @@ def make_case(case: Case, shared: SharedKvTier | None = None) -> tuple[Recorder,
     plan, pools = case.plan, case.pools()
     costs = make_costs(plan, pools, replica=case.replica, seed=case.seed, exact=case.routing.mode == "exact")
     costs.offset = case.offset
-    chunked = case.max_num_batched_tokens is not None
     spec = SchedulerSpec.model_construct(  # without the check that the token budget holds every decode
-        batching="chunked" if chunked else "stage",
+        batching=case.batching_setting,
         max_num_seqs=case.max_num_seqs,
-        max_num_batched_tokens=case.max_num_batched_tokens if chunked else 1,
+        max_num_batched_tokens=case.max_num_batched_tokens or 1,
         long_prefill_token_threshold=case.long_prefill_token_threshold,
         block_size=case.block_size,
         kv_admission=case.kv_admission,
@@ -148,7 +148,8 @@ def make_case(case: Case, shared: SharedKvTier | None = None) -> tuple[Recorder,
     make, classes = make_engine, queue_classes(case.classes, SloSpec())
     if spec.sheds:
         shedding = LoadShedding(spec, classes, plan.frontend_ps * FS_PER_PS)
-        make = lambda caches, **rest: SheddingEngine(kv=caches[0], shedding=shedding, **rest)  # noqa: E731
+        kind = SheddingPrefillFirstEngine if case.batching == "prefill_first" else SheddingEngine
+        make = lambda caches, **rest: kind(kv=caches[0], shedding=shedding, **rest)  # noqa: E731
     engine = make(
         caches,
         costs=costs,

@@ -36,12 +36,11 @@ class Run:
     """
 
     def __init__(self, case: Case, replicas: int = 1, router: str = "round_robin", **changes: Any) -> None:
-        chunked = case.max_num_batched_tokens is not None
         interval = changes.pop("report_interval_s", 0.0)
         self.spec = SchedulerSpec.model_construct(  # without the check that the token budget holds every decode
-            batching="chunked" if chunked else "stage",
+            batching=case.batching_setting,
             max_num_seqs=case.max_num_seqs,
-            max_num_batched_tokens=case.max_num_batched_tokens if chunked else 2**31 - 1,
+            max_num_batched_tokens=case.max_num_batched_tokens or 2**31 - 1,
             long_prefill_token_threshold=case.long_prefill_token_threshold,
             block_size=case.block_size,
             kv_admission=case.kv_admission,
@@ -146,9 +145,9 @@ def workload(case: Case) -> Workload:
 
 
 @st.composite
-def runs(draw: st.DrawFn, **changes: Any) -> Run:
+def runs(draw: st.DrawFn, of: st.SearchStrategy[Case] | None = None, **changes: Any) -> Run:
     """Runs of one to three replicas, of cases with some of their settings fixed."""
-    case = replace(draw(cases()), **changes)
+    case = replace(draw(cases() if of is None else of), **changes)
     if case.max_time_fs is not None:
         if case.concurrency is None:  # a stop before the first request is refused
             case.max_time_fs = max(case.max_time_fs, min((r.arrival_fs for r in case.requests), default=0) + FS_PER_PS)

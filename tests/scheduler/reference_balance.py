@@ -1,7 +1,9 @@
-"""Data-parallel groups that wait for each other with prompts, as TensorRT-LLM counts it, step by step."""
+"""Which data-parallel group takes a request, and when groups wait for each other with prompts (TensorRT-LLM)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from tests.scheduler.reference_request import ServedRequest
 
 
 @dataclass
@@ -29,3 +31,11 @@ class ReferenceBalance:
             self.waiting_iters = 0
             return True
         return False
+
+
+def least_loaded(
+    waiting: Sequence[Sequence[ServedRequest]], running: Sequence[Sequence[ServedRequest]], left: Sequence[int]
+) -> int:
+    """The first of the groups with the least load: who waits counts four times, who `left` as if it still ran."""
+    load = [4 * len(queue) + len(ran) + gone for queue, ran, gone in zip(waiting, running, left, strict=True)]
+    return load.index(min(load))

@@ -16,7 +16,7 @@ from typing import Literal
 from pimserve.device_models.plan import Chunk, CostPlan
 from pimserve.device_models.routing import ExpertPools
 from pimserve.scheduler.speculative_spec import SpeculativeSpec
-from tests.scheduler.reference_balance import ReferenceBalance
+from tests.scheduler.reference_balance import ReferenceBalance, least_loaded
 from tests.scheduler.reference_blocks import UNLIMITED, ReferenceBlocks
 from tests.scheduler.reference_fair_share import ReferenceShares
 from tests.scheduler.reference_order import ReferenceOrder
@@ -68,17 +68,18 @@ def reference_events(
     swap: ReferenceSwap | None = None,
     balance: ReferenceBalance | None = None,
     received: Sequence[int | None] = (),
+    batching: Literal["prefill_first", "decode_first"] | None = None,
 ) -> Generator[int, None, ReferenceResult]:
     """Serve `requests` on one replica; yields the time at which it goes on, when a step begins and when it ends.
 
-    `max_num_batched_tokens` None is stage batching; `concurrency` None is an open loop. `offset` is where this
+    `batching` None is chunked, or stage where `max_num_batched_tokens` is None, as it is for decode_first; either other
+    one is without tiers, swap, drafts and received requests. `concurrency` None is an open loop. `offset` is where this
     replica starts in the pools of expert outcomes. Groups of layers take blocks from one cache: full ones those of all
     tokens, windowed ones as many as the window may touch, wherever in a block it begins. `policy` is fcfs, or goes
     by what each request has: sjf by `predicted` output tokens, priority by `priorities`, of which one is gained in each
     `ageing_ps`, edf by limits of the time to the first token, vtc by what `tenants` had, tokens of prompts and outputs
     by their weights, over those of tenants. Of one prompt, a step computes no more than `long_prefill_token_threshold`
-    tokens; 0: any number.
-    Limits are those of each data-parallel group.
+    tokens; 0: any number. Limits are those of each data-parallel group.
     `prefixes`: ids of the full blocks of each request, by which it finds what others computed; None: no prefix cache,
     which has `tiers` below it, and keeps of windows what `retention` says (`PhysicalBlocks`).
     `max_tokens`: the most output tokens that each request declares, 0: none; they are what no_evict reserves.
@@ -103,9 +104,8 @@ def reference_events(
 
     groups = range(1 if plan.micro_batches else plan.data_parallel)
     assert not tiers or len(groups) == 1
-    size = kv_capacity_blocks, block_size
     of_cache = tiers, counts, drafts.last_again, retention, [asked.input_tokens for asked in requests]
-    kept = [PhysicalBlocks(*size, prefixes, *of_cache) for _ in groups if prefixes is not None]
+    kept = [PhysicalBlocks(kv_capacity_blocks, block_size, prefixes, *of_cache) for _ in groups if prefixes is not None]
     caches = kept or [None for _ in groups]
 
     def blocks_used(group: int) -> int:
@@ -138,9 +138,8 @@ def reference_events(
         return tenants[request.number] if tenants else ""
 
     def refused(request: ServedRequest) -> bool:
-        too_long = request.input + 1 > max_model_len
         most = most_blocks_of(request, computed=False)
-        return too_long or (reserves and most > kv_capacity_blocks)
+        return request.input + 1 > max_model_len or (reserves and most > kv_capacity_blocks)
 
     def order(request: ServedRequest) -> tuple[Fraction | float, int, int]:
         return by.key(request, now, shares[request.group].had(tenant_of(request)))
@@ -156,8 +155,7 @@ def reference_events(
             return reserved + most_blocks_of(request, computed=request.brings) <= kv_capacity_blocks
         if cache is not None:
             return cache.fits(request.number, known, prompt=not request.brings)
-        chunk = 1 if request.brings else longest_chunk
-        return blocks_of(known, chunk) <= kv_capacity_blocks - blocks_used(group)
+        return blocks_of(known, 1 if request.brings else longest_chunk) <= kv_capacity_blocks - blocks_used(group)
 
     def budget_of(group: int) -> int:
         verified = drafts.verify_tokens * len(decoding[group])
@@ -211,10 +209,8 @@ def reference_events(
                 request.status = "rejected"
                 answer(request, request.arrival // FS_PER_PS)
             else:
-                load = [4 * len(waiting[group]) + len(running[group]) for group in groups]
-                if request.arrival // FS_PER_PS < now // FS_PER_PS:  # in a step, at whose end some have left
-                    load = [mine + left for mine, left in zip(load, gone, strict=True)]
-                request.group = load.index(min(load))
+                in_step = request.arrival // FS_PER_PS < now // FS_PER_PS  # at whose end some have left
+                request.group = least_loaded(waiting, running, gone if in_step else [0 for _ in groups])
                 shares[request.group].enter(tenant_of(request), set(map(tenant_of, waiting[request.group])))
                 waiting[request.group].append(request)
         if max_time_fs is not None and now >= max_time_fs:
@@ -233,7 +229,8 @@ def reference_events(
         chunks: list[list[tuple[ServedRequest, Chunk]]] = [[] for _ in groups]
         computed: list[list[int]] = []  # ids of blocks that the step computes, by chunk
         preempted = [False for _ in groups]
-        for group in groups:
+        prompts_alone = batching == "prefill_first" and has_prompt(0)
+        for group in groups if not prompts_alone else ():
             # 1. Growth: every decoding request stores one more token.
             cache = caches[group]
             while True:
@@ -257,9 +254,12 @@ def reference_events(
             if cache is not None:
                 cache.grow({request.number: request.kv + 1 for request in decoding[group]}, now)
 
-        prompts_go = balance is None or balance.prompts_go(
-            [has_prompt(group) for group in groups], [len(mine) for mine in decoding], max_num_seqs
-        )
+        if batching is not None:
+            prompts_go = prompts_alone or (batching == "decode_first" and not any(decoding))
+        else:
+            prompts_go = balance is None or balance.prompts_go(
+                [has_prompt(group) for group in groups], [len(mine) for mine in decoding], max_num_seqs
+            )
         for group in groups if prompts_go else ():
             # 2. Requests that are in the middle of their prefill go on, in order of admission.
             cache, budget = caches[group], budget_of(group)

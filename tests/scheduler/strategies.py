@@ -78,10 +78,16 @@ class Case:
     balance: AttentionDpBalanceSpec | None = None
     received: tuple[int | None, ...] = ()  # when requests had their first token elsewhere, fs; None: they have it here
     swap: tuple[int, int] | None = None  # blocks of host memory, fs in which one is copied
+    batching: Literal["prefill_first", "decode_first"] | None = None  # None: chunked, or stage without a token budget
     max_queued_requests: int | None = None
     early_rejection_ttft_s: float | None = None
     early_rejection: bool = False
     prefill_tokens_per_s: float | None = None
+
+    @property
+    def batching_setting(self) -> str:
+        """`scheduler.batching`."""
+        return self.batching or ("stage" if self.max_num_batched_tokens is None else "chunked")
 
     @property
     def class_ids(self) -> list[int]:

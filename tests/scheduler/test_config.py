@@ -38,9 +38,26 @@ def test_only_chunks_have_a_budget_of_tokens() -> None:
     assert (chunked.chunk_tokens, chunked.max_step_tokens(8192)) == (512, 512)
     assert (spec(max_model_len=4096).chunk_tokens, spec(max_model_len=4096).max_step_tokens(8192)) == (None, 4096)
     assert spec().max_step_tokens(8192) == 8192
+    first = spec(batching="prefill_first", max_num_batched_tokens=512)
+    assert (first.chunk_tokens, first.max_step_tokens(8192)) == (512, 512)
+    last = spec(batching="decode_first", max_num_batched_tokens=512)
+    assert (last.chunk_tokens, last.max_step_tokens(8192)) == (None, 8192)
 
 
 def test_a_budget_holds_a_token_of_every_request() -> None:
     assert spec(batching="chunked", max_num_seqs=64, max_num_batched_tokens=64).chunk_tokens == 64
     with pytest.raises(ValidationError, match=r"max_num_batched_tokens \(63\) must be at least max_num_seqs \(64\)"):
         spec(batching="chunked", max_num_seqs=64, max_num_batched_tokens=63)
+
+
+@pytest.mark.parametrize("batching", ["prefill_first", "decode_first"])
+def test_a_budget_of_prompts_alone_is_below_the_number_of_requests_if_need_be(batching: str) -> None:
+    assert spec(batching=batching, max_num_seqs=64, max_num_batched_tokens=1).max_num_seqs == 64
+
+
+def test_only_prompts_that_are_cut_have_a_threshold() -> None:
+    assert spec(batching="prefill_first", long_prefill_token_threshold=40).long_prefill_token_threshold == 40
+    for batching in ("stage", "decode_first"):
+        told = rf"needs batching: chunked or prefill_first; {batching} computes whole prompts"
+        with pytest.raises(ValidationError, match=told):
+            spec(batching=batching, long_prefill_token_threshold=40)

@@ -15,6 +15,7 @@ from pimserve.scheduler.shared_kv_tier import SharedKvTier
 from pimserve.scheduler.tier_turns import TierTurns
 from tests.examples import examples
 
+from .batching_strategies import batching_cases
 from .engine_runs import assert_equal, compare, end_of, end_run, in_picoseconds, make_case, rows_of, run_engine
 from .plan_strategies import mixed_plans
 from .prefix_strategies import prefix_cases, shared_tier_cases, tier_cases, windowed_prefix_cases
@@ -137,6 +138,30 @@ def test_same_where_requests_are_rejected_as_they_arrive(case: Case) -> None:
     assert_equal(case)
 
 
+@examples(300)
+@given(batching_cases())
+def test_same_where_prompts_have_steps_of_their_own(case: Case) -> None:
+    assert_equal(case)
+
+
+@examples(150)
+@given(batching_cases(prefix_cases()) | batching_cases(windowed_prefix_cases()))
+def test_same_where_prompts_have_steps_of_their_own_and_a_prefix_cache(case: Case) -> None:
+    assert_equal(case)
+
+
+@examples(100)
+@given(batching_cases(shedding_cases()) | batching_cases(shedding_cases(prefix_cases())))
+def test_same_where_prompts_have_steps_of_their_own_and_requests_are_rejected(case: Case) -> None:
+    assert_equal(case)
+
+
+@examples(30)
+@given(batching_cases(cases(mixed_plans())))
+def test_same_where_prompts_have_steps_of_their_own_and_experts_devices(case: Case) -> None:
+    assert_equal(case)
+
+
 @examples(80)
 @given(cases(mixed_plans()))
 def test_same_with_experts_on_devices_of_their_own(case: Case) -> None:
@@ -148,7 +173,11 @@ def test_same_with_experts_on_devices_of_their_own(case: Case) -> None:
     [
         ["cluster.experts=tp"],
         ["cluster.device.processor_selection=per_layer", "scheduler.batching=stage"],
+        ["scheduler.batching=prefill_first", "scheduler.max_num_batched_tokens=300"],
+        ["scheduler.batching=decode_first"],
         ["scheduler.memory_utilization=0.276", "scheduler.max_num_seqs=24"],  # KV for a few requests: preemptions
+        ["scheduler.batching=prefill_first", "scheduler.memory_utilization=0.276", "scheduler.max_num_seqs=24"],
+        ["scheduler.batching=decode_first", "scheduler.memory_utilization=0.276", "scheduler.max_num_seqs=24"],
         ["routing={popularity: zipf, zipf_exponent: 0.8}", "cluster.nodes=2", "cluster.experts=tp"],
         ["routing.mode=exact", "workload.num_requests=12"],
         ["model=gpt-oss-120b", "cluster.device=h100", "cluster.tensor_parallel=2"],
@@ -204,7 +233,8 @@ def case_of(scenario: Scenario, prepared: Prepared, workload: Workload) -> Case:
         replica=0,
         offset=replica_offset(5, 0),
         max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=scheduler.max_num_batched_tokens if scheduler.batching == "chunked" else None,
+        max_num_batched_tokens=scheduler.chunk_tokens,
+        batching=None if scheduler.batching in {"chunked", "stage"} else scheduler.batching,
         block_size=scheduler.block_size,
         kv_capacity_blocks=blocks,
         max_model_len=longest,

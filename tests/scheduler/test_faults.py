@@ -25,6 +25,7 @@ from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
 from tests.examples import examples
 
+from .batching_strategies import batching_cases
 from .law_runs import BLIND, ROUTERS, Run
 from .strategies import Case, cases
 from .test_simulation import seconds, serve
@@ -203,7 +204,7 @@ def event_of(kind: str, at_ms: int, replica: int, for_ms: int | None, factor: fl
 @st.composite
 def faulty(draw: st.DrawFn, *, ever: bool = True) -> Faulty:
     """Up to six faults within the first half second; with `ever`, of which some never end. Some are at random."""
-    case = replace(draw(cases()), concurrency=None)
+    case = replace(draw(cases() | batching_cases()), concurrency=None)
     case.requests = [replace(r, arrival_fs=r.arrival_fs or 0) for r in case.requests]
     case.max_time_fs = None
     replicas = draw(st.integers(1, 3))

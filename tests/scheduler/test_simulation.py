@@ -244,5 +244,5 @@ def test_short_prompts_pass_a_long_one_that_is_cut_to_a_threshold() -> None:
 
 
 def test_whole_prompts_are_not_cut_to_a_threshold() -> None:
-    with pytest.raises(ValueError, match="long_prefill_token_threshold needs batching: chunked"):
+    with pytest.raises(ValueError, match="long_prefill_token_threshold needs batching: chunked or prefill_first"):
         SchedulerSpec(batching="stage", long_prefill_token_threshold=40)

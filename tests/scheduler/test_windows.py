@@ -29,6 +29,7 @@ from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.summary import digest
 from tests.examples import examples
 
+from .batching_strategies import batching_cases
 from .law_runs import ROUTERS, Run, runs
 from .strategies import Case, cases
 from .test_simulation import serve
@@ -108,7 +109,7 @@ def spans(run: Run) -> list[list[Any]]:
 
 
 @examples(60)
-@given(runs(), LENGTHS)
+@given(runs() | runs(batching_cases()), LENGTHS)
 def test_windows_do_not_matter(run: Run, lengths: list[int]) -> None:
     control = Windows(lengths)
     windowed = Run(run.case, len(run.blocks), run.spec.router, deployment=Deployment(control=control))
@@ -144,13 +145,13 @@ def test_who_is_rejected_leaves() -> None:
 
 
 @examples(60)
-@given(runs(), LENGTHS)
+@given(runs() | runs(batching_cases()), LENGTHS)
 def test_who_has_finished_or_was_rejected_leaves_once(run: Run, lengths: list[int]) -> None:
     Run(run.case, len(run.blocks), run.spec.router, deployment=Deployment(control=Leavers(lengths)))
 
 
-@examples(60)
-@given(runs(), LENGTHS, st.integers(0, 1000))
+@examples(80)
+@given(runs() | runs(batching_cases()), LENGTHS, st.integers(0, 1000))
 def test_an_interrupted_run_goes_on_to_the_same_bits(run: Run, lengths: list[int], at: int) -> None:
 
     def again(deployment: Deployment) -> Run:
@@ -161,8 +162,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(run: Run, lengths: list[int
     assert continued.summary() == run.summary()
 
 
-@examples(40)
-@given(cases(), ROUTERS, st.integers(2, 4), st.integers(1, 300), LENGTHS)
+@examples(50)
+@given(cases() | batching_cases(), ROUTERS, st.integers(2, 4), st.integers(1, 300), LENGTHS)
 def test_shards_do_not_matter(case: Case, router: str, replicas: int, interval_ms: int, lengths: list[int]) -> None:
     case = replace(case, max_time_fs=None)
     router = "round_robin" if case.concurrency is not None else router

@@ -38,6 +38,12 @@ SCENARIOS: dict[str, list[str]] = {
     ],
     "windows of attention": ["model=gpt-oss-120b", "cluster.device=h100"],
     "whole prompts": ["scheduler.batching=stage", "scheduler.kv_admission=oracle", "cluster.replicas=2"],
+    "prompts first": [
+        "scheduler={batching: prefill_first, max_num_batched_tokens: 300, max_num_seqs: 20}", "cluster.replicas=2",
+        "workload.arrival={process: poisson, rate_per_s: 40}", "slo={itl_max_s: 0.012}",
+        "faults={detection_s: 0.05, events: [{at_s: 0.3, replica: 0, kind: fail, for_s: 0.15}]}",
+    ],
+    "decodes first": ["scheduler={batching: decode_first, max_num_seqs: 4}", "cluster.replicas=2"],
     "short of memory": ["model=llama-3.1-70b", "cluster.devices_per_node=2", "scheduler.memory_utilization=0.87",
                         "workload.arrival.process=poisson", "workload.arrival.rate_per_s=100"],
     "every layer drawn": ["routing.mode=exact", "workload.num_requests=6", "run.warmup_s=0"],

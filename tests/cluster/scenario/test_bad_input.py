@@ -7,6 +7,10 @@ import pytest
 from tests.cluster.scenario.refusals import refusal
 
 FIXED = "lengths: {input: {kind: fixed, tokens: 5}, output: {kind: fixed, tokens: 5}}"
+POOLS = "cluster.pools={prefill: {replicas: 1}, decode: {replicas: 1}}"
+DRAFTS = "scheduler.speculative={method: mtp, num_speculative_tokens: 1, acceptance: 0.5}"
+SWAP = ["scheduler.preemption=swap", "scheduler.swap_gb_per_s=10", "scheduler.swap_space_gb=10"]
+TIERS = ["scheduler.enable_prefix_caching=true", "scheduler.kv_tiers=[{name: host, capacity_gb: 10}]"]
 # Overrides of the embedded scenario (Mixtral-8x7B on 4 Duplex devices), and what the message must hold.
 OVERRIDES: list[tuple[list[str], str]] = [
     # Not path=value.
@@ -160,7 +164,10 @@ OVERRIDES: list[tuple[list[str], str]] = [
         ["autoscaling.replicas={metric: kv_usage, target: 1.5}"],
         "autoscaling.replicas.target: must be above 0 and at most 1 with metric: kv_usage, which is a share (got 1.5)",
     ),
-    (["scheduler.batching=continuous"], "scheduler.batching: must be 'chunked' or 'stage' (got 'continuous')"),
+    (
+        ["scheduler.batching=continuous"],
+        "scheduler.batching: must be 'chunked', 'stage', 'prefill_first' or 'decode_first' (got 'continuous')",
+    ),
     (["cluster.experts=pp"], "cluster.experts: must be 'ep' or 'tp' (got 'pp')"),
     (["workload.preset=azure"], "workload.preset: must be 'azure-conv-2023' (got 'azure')"),
     (
@@ -240,6 +247,26 @@ OVERRIDES: list[tuple[list[str], str]] = [
     (
         ["model=llama-3.1-8b", "routing={popularity: zipf, zipf_exponent: 1}"],
         "routing.popularity: llama-3.1-8b has no routed experts",
+    ),
+    # Steps of prompts alone.
+    *(
+        ([f"scheduler.batching={batching}", *others], f"scheduler.batching: {batching} {why}: use chunked or stage")
+        for batching in ("prefill_first", "decode_first")
+        for others, why in (
+            (SWAP, "does not go together with preemption: swap"),
+            (TIERS, "does not go together with kv_tiers"),
+            ([DRAFTS], "does not go together with speculative"),
+            ([POOLS], "does not go together with pools for prefill and decode"),
+            (["cluster.nodes=2"], "is not modelled with several data-parallel groups in a replica"),
+        )
+    ),
+    (
+        ["scheduler.batching=prefill_first", "cluster.nodes=2"],
+        "use chunked or stage, or raise cluster.tensor_parallel to all devices",
+    ),
+    (
+        ["scheduler.batching=decode_first", "scheduler.long_prefill_token_threshold=5"],
+        "scheduler: long_prefill_token_threshold needs batching: chunked or prefill_first; decode_first computes whole",
     ),
     (["scheduler.max_num_batched_tokens=16"], "max_num_batched_tokens (16) must be at least max_num_seqs (256)"),
     (["scheduler.max_model_len=40000"], "scheduler.max_model_len: 40000 exceeds the 32768 tokens of mixtral-8x7b"),
