@@ -107,6 +107,11 @@ class DataParallelEngine:
         for core in self.cores:
             core.admission.use(spec)
 
+    @property
+    def steps(self) -> int:
+        """How many there were."""
+        return self.step
+
     def next_end_fs(self) -> int:
         """As `Engine.next_end_fs`; who has no group yet may leave with the next step."""
         steps = 1 if len(self.queue) else min([core.steps_to_end() for core in self.cores])
@@ -133,7 +138,7 @@ class DataParallelEngine:
             pool=self._pool,
             up=True,
             clock_fs=self.clock,
-            steps=self.step,
+            steps=self.steps,
             running=sum(len(core.running) for core in cores),
             waiting=len(self.queue) + sum(len(core.queue) for core in cores),
             decoding=decoding,

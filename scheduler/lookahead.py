@@ -124,7 +124,7 @@ class Lookahead:
 
     def _goes(self, index: int, request: int, steps: int) -> None:
         """A request is under way on that engine, and needs at least so many steps from the next one on."""
-        ends_fs, least_ps = (self._engines[index].step + steps) * self._step_fs, self._sessions.least_ps[request]
+        ends_fs, least_ps = (self._engines[index].steps + steps) * self._step_fs, self._sessions.least_ps[request]
         if least_ps < FOREVER:
             heappush(self._followed[index], (ends_fs + least_ps * FS_PER_PS, request, False))
         elif self._sessions.held_ps < FOREVER:
@@ -146,11 +146,12 @@ class Lookahead:
             if ended[request]:
                 heappop(followed)
             elif not known and (finish_step := self._running[index].get(request)):  # it decodes now
+                finish_step += engine.steps - engine.step  # of all, also those in which nobody decodes
                 after_fs = finish_step * self._step_fs + sessions.least_ps[request] * FS_PER_PS
                 heapreplace(followed, (after_fs, request, True))
             else:
                 break
-        begin_fs, bound_ps = engine.clock - engine.step * self._step_fs, FOREVER  # of step 0, at the latest
+        begin_fs, bound_ps = engine.clock - engine.steps * self._step_fs, FOREVER  # of step 0, at the latest
         if followed:
             end_fs = begin_fs + followed[0][0]
             bound_ps = (end_fs if end_fs > quiet_fs else quiet_fs) // FS_PER_PS + sessions.beside_ps

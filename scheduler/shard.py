@@ -287,7 +287,7 @@ class Shard:
             lost = engine.drain(at_fs)
         if condition.fresh:
             _forget(engine, at_fs)
-        return Effect(condition.replica, max(engine.clock, at_fs), engine.seen_at(at_fs).steps, lost)
+        return Effect(condition.replica, max(engine.clock, at_fs), engine.steps, lost)
 
     def _slow(self, index: int, slowdown: int) -> None:
         if slowdown != self._slowdown[index]:

@@ -269,6 +269,24 @@ def test_figures_of_sessions_that_wait_for_others() -> None:
             assert "client_queue_time_s" not in found
 
 
+def test_sessions_that_wait_begin_as_soon_where_steps_of_prompts_count_apart() -> None:
+    """Of four, two are active; the other replica must not run past an end whose prompt had a step of its own."""
+    turns = Turns.chains(np.full(4, -1), np.zeros(4, np.int64), np.arange(4))
+    load = Workload(
+        *(np.array([0, 5, 5, 15]) * 10**9, np.full(4, 5), np.array([3, 3, 1, 2]), None, None, "", 0, {}),
+        turns=turns,
+        max_active_sessions=2,
+    )
+    for deployment in (Deployment(), Deployment(shards=spread(2))):
+        served = serve(
+            [], workload=load, spec=SchedulerSpec(batching="prefill_first"), replicas=2, deployment=deployment
+        )
+        assert served.table["replica"].tolist() == [0, 1, 0, 1]
+        # Of 10 ms for each token; a picosecond after each end.
+        assert served.table["first_scheduled_ps"].tolist() == [0, 5 * 10**9, 3 * 10**10 + 1, 35 * 10**9 + 1]
+        assert served.table["finish_ps"].tolist() == [3 * 10**10, 35 * 10**9, 4 * 10**10 + 1, 55 * 10**9 + 1]
+
+
 def test_an_end_just_when_replicas_say_that_one_may_be_is_known_before_who_follows_comes() -> None:
     """It is a femtosecond before a picosecond is over, in whose next one the follower meets a step of its replica."""
     step_fs = 3_333_333_333_333
