@@ -39,7 +39,7 @@ class FairQueue(OrderedQueue[_Heap]):
         counters: TokenCounters,
     ) -> None:
         self.counters = counters
-        self._admitted_last = _NOBODY  # tenant
+        self._admitted_last = _NOBODY  # tenant of whom a request left the queue last, for the first time or again
         super().__init__(table, reject, classes)
 
     def bind(self, table: RequestTable) -> None:

@@ -242,9 +242,8 @@ def reference_events(
                 running[group].remove(victim)
                 if cache is not None:
                     cache.leave(victim.number, victim.prefill_len, victim.settled, now)
-                if swap is None or not victim.decoding or not swap.takes(victim.number, blocks_of(victim.kv)):
-                    victim.kv = 0
-                victim.blocks = 0
+                victim.brings = swap is not None and victim.decoding and swap.takes(victim.number, blocks_of(victim.kv))
+                victim.kv = victim.blocks = 0
                 victim.preemptions += 1
                 shares[group].enter(tenant_of(victim), set(map(tenant_of, waiting[group])))
                 waiting[group].insert(0, victim)
@@ -278,35 +277,26 @@ def reference_events(
             while not preempted[group] and waiting[group] and len(ran) < max_num_seqs and budget > 0:
                 request = next_of(group)
                 known = request.input + request.emitted
-                if swap is not None and request.number in swap.held:
-                    if blocks_of(known) > kv_capacity_blocks - blocks_used(group):
-                        break
-                    swap.gives_back(request.number)
-                    waiting[group].remove(request)
-                    ran.append(request)
-                    decoding[group].append(request)
-                    request.blocks = blocks_of(known)
-                    budget -= 1
-                    continue
                 if request.brings and budget < drafts.verify_tokens:
                     break
                 if not fits(request, group):
                     break
                 waiting[group].remove(request)
+                shares[group].admit(tenant_of(request), request.input, first=request.first_scheduled == NEVER)
                 if request.brings:
+                    if swap is not None:
+                        swap.gives_back(request.number)
                     ran.append(request)
                     decoding[group].append(request)
                     request.kv = request.settled = request.prefill_len = known - 1
                     request.blocks = blocks_of(known)
                     request.brings = False
-                    shares[request.group].admit(tenant_of(request), request.input, first=False)
                     if cache is not None:
                         cache.bring(request.number, known, now)
                     budget -= drafts.verify_tokens
                     continue
                 request.prefill_len = known
                 request.blocks = blocks_of(known, longest_chunk)
-                shares[group].admit(tenant_of(request), request.input, first=request.first_scheduled == NEVER)
                 request.kv = 0
                 if cache is not None:
                     there, ready = cache.admit(request.number, known, now, again=request.preemptions > 0)

@@ -36,7 +36,7 @@ class ServedRequest:
     kv: int = 0  # tokens held
     settled: int = 0  # of these, tokens that were sure to be held before the last step ended: no accepted drafts of it
     prefill_len: int = 0  # tokens known at the latest admission
-    brings: bool = False  # its KV cache, of all its tokens but the last, and decodes at once
+    brings: bool = False  # its KV cache, maybe from host memory, of all its tokens but the last, and decodes at once
     blocks: int = 0
     group: int = 0
     preemptions: int = 0

@@ -51,6 +51,7 @@ def serve(
         workload=made,
         spec=SchedulerSpec(**{"policy": "vtc", "block_size": BLOCK_SIZE, **spec}),
         kv_capacity_tokens=BLOCKS * BLOCK_SIZE,
+        device_kv_bytes_per_token=1000,
         max_model_len=BLOCKS * BLOCK_SIZE,
         max_time_s=max_time_s,
     )
@@ -125,6 +126,19 @@ def test_a_tenant_comes_back_when_it_sends_though_its_group_has_no_room_and_prom
     rule = AttentionDpBalanceSpec(timeout_iters=20, batching_wait_iters=0)
     served = serve([*running, *waiting], plan=groups, max_num_seqs=2, attention_dp_balance=rule)
     assert (served.table["first_scheduled_ps"] / 1e9).tolist() == [0, 0, 0, 100, 150, 150, 100]
+
+
+def test_who_comes_back_from_host_memory_is_the_one_admitted_last() -> None:
+    """ "b" had 115 when its request needed a seventh block, and "a" 158 when it ended, at 0.4 s; then "b" decodes on.
+
+    Requests without a class, a third tenant, come soon after, when nobody waits: with what "b" has, not "a", they both
+    go before the one of "a" that comes next.
+    """
+    long, late = [(0.0, 79, 40, 2), (0.0, 78, 40, 1)], [(0.42, 10, 5, 0), (0.42, 10, 5, 0), (0.421, 10, 5, 1)]
+    swap = {"preemption": "swap", "swap_gb_per_s": 1, "swap_space_gb": 1}
+    served = serve([*long, *late], max_num_seqs=2, **swap)
+    assert served.table["swaps"].tolist() == [1, 0, 0, 0, 0]
+    assert np.argsort(served.table["first_scheduled_ps"][2:]).tolist() == [0, 1, 2]
 
 
 REQUESTS = st.lists(st.tuples(st.integers(1, LONGEST // 2), st.integers(1, LONGEST // 2)), min_size=8, max_size=25)

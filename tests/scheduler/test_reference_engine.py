@@ -14,6 +14,7 @@ from tests.examples import examples
 from .reference_engine import ReferenceRequest
 from .reference_result import ReferenceResult
 from .reference_runs import run_reference
+from .reference_swap import ReferenceSwap
 from .strategies import Case, cases
 
 PS = 1000
@@ -353,3 +354,30 @@ def check_steps(case: Case, result: ReferenceResult) -> None:
     recomputed = any(row.preemptions for row in rows)
     if case.max_time_fs is None:  # else some prompts are not done
         assert computed > prompts if recomputed else computed == prompts
+
+
+def test_who_comes_back_from_host_memory_is_the_one_admitted_last() -> None:
+    """Steps of 100 ps, copies of 10 ps a block: the first request, of "b", needs a fourth block in the fifth step.
+
+    "b" has had 11 by then, and "a" 18 at its end, that of the eighth. "b" decodes on in the ninth, and has 13 after it.
+    "c" comes in that step, when nobody waits: with 13, not 18. So it has 16 as its second request begins, before "a".
+    """
+    steady = replace(
+        PLAN,
+        rows=(RowTerm("layers", "fc", "xpu", "tokens", ((100 * PS, 0),)),),
+        decode=(replace(PLAN.decode[0], slope=0),),
+        prefill=(replace(PLAN.prefill[0], pieces=((0, 0, 0),)),),
+    )
+    result = serve(
+        *[(0, 3, 8), (0, 2, 8), (900, 1, 1), (900, 1, 1), (901, 1, 1)],
+        plan=steady,
+        policy="vtc",
+        tenants="bacca",
+        swap=ReferenceSwap(3, 10 * PS),
+        kv_capacity_blocks=6,
+        max_model_len=12,
+        max_num_seqs=2,
+    )
+    assert result.swaps == [(1, 6), (0, 0), (0, 0), (0, 0), (0, 0)]
+    assert [row.first_scheduled_ps for row in result.requests] == [0, 0, 960, 1060, 1160]
+    assert [row.finish_ps for row in result.requests] == [1260, 830, 1060, 1160, 1260]
