@@ -217,8 +217,13 @@ class SchedulerSpec(BaseModel):
         return self.max_num_batched_tokens if self.cuts_prompts else None
 
     def max_step_tokens(self, max_model_len: int) -> int:
-        """Tokens of the largest step: the budget, or a whole prompt of a model that takes `max_model_len` tokens."""
-        return self.max_num_batched_tokens if self.cuts_prompts else self.max_model_len or max_model_len
+        """Tokens of the largest step: the budget, or a whole prompt of a model that takes `max_model_len` tokens.
+
+        Where prompts go first, the budget is of them alone, and may be less than a token of each that decodes.
+        """
+        if self.cuts_prompts:
+            return max(self.max_num_batched_tokens, self.max_num_seqs)
+        return self.max_model_len or max_model_len
 
     @model_validator(mode="after")
     def _swap_fits(self) -> Self:

@@ -40,6 +40,8 @@ def test_only_chunks_have_a_budget_of_tokens() -> None:
     assert spec().max_step_tokens(8192) == 8192
     first = spec(batching="prefill_first", max_num_batched_tokens=512)
     assert (first.chunk_tokens, first.max_step_tokens(8192)) == (512, 512)
+    few = spec(batching="prefill_first", max_num_batched_tokens=64, max_num_seqs=256)
+    assert (few.chunk_tokens, few.max_step_tokens(8192)) == (64, 256)  # a step of those that decode has more
     last = spec(batching="decode_first", max_num_batched_tokens=512)
     assert (last.chunk_tokens, last.max_step_tokens(8192)) == (None, 8192)
 
