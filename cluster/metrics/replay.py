@@ -3,9 +3,9 @@
 Requests count from the moment at which they left, steps from that of the span of equal steps that holds them: spans
 last up to some hundred steps, so that a moment may be as many ahead. What results do not tell is not a number: which
 prefill replica a request waited for, what each prefix cache and its tiers found, when a router chose what, how many
-drafts were accepted where prompts were computed again, and the wall clock before the end. Nor do they tell how long
-requests that were preempted, handed over or moved waited between two tokens: inter-token latencies are those of steps
-alone.
+drafts were accepted where prompts were computed again, the context of those that wait while prompts alone are computed,
+and the wall clock before the end. Nor do they tell how long requests that were preempted, handed over or moved waited
+between two tokens: inter-token latencies are those of steps, and of steps of prompts that were waited for.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def replay(
     gone = np.flatnonzero((columns["status"] == REJECTED) | (columns["status"] == FINISHED))
     gone = gone[np.argsort(left_ps[gone], kind="stable")]
     logs = [ReplicaProgress(history, replica) for replica in range(len(history.spans))]
-    states, drafts = _States(history, metrics, columns), _Drafts(history, metrics)
+    states, drafts = _States(history, metrics, logs), _Drafts(history, metrics)
     begin, ended = 0, False
 
     def judge(mine: NDArray[np.int64], end_ps: int = 0) -> None:
@@ -95,9 +95,10 @@ def replay(
 class _States:
     """How full replicas were."""
 
-    def __init__(self, history: History, metrics: RunMetrics, columns: dict[str, NDArray[Any]]) -> None:
+    def __init__(self, history: History, metrics: RunMetrics, logs: Sequence[ReplicaProgress]) -> None:
         self._spans = history.spans
-        self._columns = columns
+        self._decoding = [log.waits.decoding for log in logs]
+        self._columns = history.columns
         self._values = metrics.values
         self._pooled = len(history.prepared.pools) > 1
         self._values["pimserve_kv_cache_blocks"][:] = history.prepared.kv_blocks
@@ -112,10 +113,13 @@ class _States:
         values, columns = self._values, self._columns
         rows = [self._span_at(spans, now_ps) for spans in self._spans]
         none = np.zeros(1, self._spans[0].dtype)[0]
-        spans = [none if row is None else row for row in rows]
-        values["pimserve_requests_decoding"][:] = [row["decodes"] for row in spans]
-        values["pimserve_requests_running"][:] = [row["decodes"] + row["chunks"] for row in spans]
-        values["pimserve_context_tokens"][:] = [row["context"] for row in spans]
+        spans = [none if row is None else mine[row] for row, mine in zip(rows, self._spans, strict=True)]
+        decoding = [0 if row is None else mine[row] for row, mine in zip(rows, self._decoding, strict=True)]
+        values["pimserve_requests_decoding"][:] = decoding
+        values["pimserve_requests_running"][:] = [n + row["chunks"] for n, row in zip(decoding, spans, strict=True)]
+        values["pimserve_context_tokens"][:] = [
+            row["context"] if n == row["decodes"] else np.nan for n, row in zip(decoding, spans, strict=True)
+        ]
         values["pimserve_kv_cache_used_blocks"][:] = [row["blocks_begin"] for row in spans]
         set_usage(values)
         now_s = now_ps / PS_PER_S
@@ -131,12 +135,12 @@ class _States:
         values["pimserve_requests_waiting"][:] = waiting
 
     @staticmethod
-    def _span_at(spans: NDArray[Any], now_ps: int) -> Any:  # noqa: ANN401 a row
+    def _span_at(spans: NDArray[Any], now_ps: int) -> int | None:
         """The span that is under way; None while the replica rests."""
         index = int(np.searchsorted(spans["begin_ps"], now_ps, side="right")) - 1
         if index < 0 or spans["begin_ps"][index] + spans["duration_fs"][index] // 1000 <= now_ps:
             return None
-        return spans[index]
+        return index
 
 
 class _Drafts:

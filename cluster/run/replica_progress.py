@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pimserve.cluster.run.history import History
+from pimserve.cluster.run.prompt_waits import PromptWaits
 from pimserve.errors import InputError
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.steplog import StepLog
@@ -18,6 +19,8 @@ class ReplicaProgress:
         self._replica = replica
         self._spans = history.spans[replica]
         self._next = 0
+        self.waits = PromptWaits(history, replica)
+        self._gaps = 0  # of those, how many were counted
         window_fs = history.measured.of_steps_fs(history.columns, replica)
         self._log = StepLog(history.costs[replica], window_fs)
 
@@ -40,6 +43,10 @@ class ReplicaProgress:
                     "or is of another run",
                 ) from None
         self._next = max(self._next, end)
+        gaps = self.waits.gaps
+        while self._gaps < len(gaps) and (gap := gaps[self._gaps]).span < end:
+            self._log.joined([gap.gap_fs] * gap.requests, gap.step_fs, gap.end_fs)
+            self._gaps += 1
         return self._log.ledger(self._replica)
 
     def digest(self) -> str:
