@@ -88,7 +88,11 @@ def _without_effect(scenario: Scenario, pool: PlacedPool) -> list[str]:
         notes.append(f"{', '.join(given)}: no effect, a replica has one node")
     if cluster.expert_placement is not None and pool.plan.experts is None:
         notes.append(f"cluster.expert_placement: no effect, {device.spec.name} places experts itself")
-    if scenario.scheduler.attention_dp_balance is not None and pool.plan.engine_cores == 1:
+    spec = scenario.scheduler
+    budget = type(spec).model_fields["max_num_batched_tokens"].default
+    if spec.max_num_batched_tokens != budget and not spec.cuts_prompts:
+        notes.append(f"scheduler.max_num_batched_tokens: no effect, batching: {spec.batching} computes whole prompts")
+    if spec.attention_dp_balance is not None and pool.plan.engine_cores == 1:
         notes.append("scheduler.attention_dp_balance: no effect, a replica has one data-parallel group, or one queue")
     sent = {part.operator for part in traffic}
     if scenario.costs.collectives == "ring" and RING not in sent:

@@ -115,6 +115,13 @@ def test_groups_that_wait_for_none_are_told() -> None:
         assert (told in pool.replica.warnings) == expected
 
 
+def test_a_budget_of_whole_prompts_is_told() -> None:
+    for batching, expected in (("stage", True), ("decode_first", True), ("prefill_first", False)):
+        asked = load_scenario(None, [*SMALL, f"scheduler.batching={batching}", "scheduler.max_num_batched_tokens=4096"])
+        (pool,) = prepare(asked).pools
+        assert any("scheduler.max_num_batched_tokens: no effect" in note for note in pool.replica.warnings) == expected
+
+
 def test_a_token_has_the_kv_cache_of_its_model() -> None:
     asked = scenario("cluster.pools.handover.gb_per_s=25", "cluster.pools.handover.latency_us=3")
     prepared = prepare(asked)
