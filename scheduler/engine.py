@@ -89,7 +89,8 @@ class Engine(EngineCore):
             classes=classes,
         )
         self.costs = costs  # of steps from the next one on
-        self._copies = self.admission.brings_some or kv.tiers is not None  # whether blocks come from elsewhere
+        # Whether tokens may come later than their steps show: here, as blocks come from elsewhere.
+        self._tokens_late = self.admission.brings_some or kv.tiers is not None
         self._until_fs = FOREVER  # of `advance`
         # From when on it must not look up what other replicas may still write (`TierTurns`), and whether it would have.
         self.looks_before_fs = FOREVER
@@ -234,7 +235,7 @@ class Engine(EngineCore):
                     self.costs = costs
                     heeds_fs = min(self.looks_before_fs, costs.ends_fs)
             prompts = next_fs <= self.clock or bool(self.admission.partial)
-            if prompts and self.prompts_first:
+            if prompts and self.prefill_first:
                 if self._prompt_step(False):
                     continue
                 prompts = False
@@ -302,13 +303,13 @@ class Engine(EngineCore):
         if not chunks:
             return False
         decoding, kv = self.decoding, self.kv
-        waits_fs = self.wait_for_copies() if self._copies else 0
+        waits_fs = self.late_fs() if self._tokens_late else 0
         used, clock = kv.used, self.clock
         decodes, context = decoding.count, decoding.context
         emits = decodes if decoding.verify_tokens == 1 else decoding.emits(self.step)
         outputs = emits + len(completed)
         shape, duration = self.costs.prompt_step(self.step, decodes, context, chunks, outputs)
-        if self._copies:
+        if self._tokens_late:
             self._join(waits_fs, duration, duration)
         self._span((*divmod(clock, FS_PER_PS), *shape, used, used, duration))
         self.departures.ended_nobody()
@@ -339,7 +340,7 @@ class Engine(EngineCore):
         that would end after `until_fs` are not run.
         """
         waits_fs = 0
-        if self._copies and (waits_fs := self.wait_for_copies()):
+        if self._tokens_late and (waits_fs := self.late_fs()):
             single = True
         if single:
             whole = False
@@ -353,7 +354,7 @@ class Engine(EngineCore):
         if left is not None:
             _, span, steps, duration = left
         else:
-            span = self.costs.decode_span(step + self.waited_steps, decodes, context, most)
+            span = self.costs.decode_span(step + self.prompt_steps, decodes, context, most)
             steps = decoding.steps_within(span.steps, step, kv.blocks - used)
             duration = span.duration_fs(steps)
         if steps > 1 or whole:
@@ -369,7 +370,7 @@ class Engine(EngineCore):
             if steps > 1 and duration > limit:
                 steps, duration = span.first_reaching(limit, steps, duration)
         blocks = decoding.blocks_within(steps, step) if steps > 1 else 0
-        if self._copies:
+        if self._tokens_late:
             self._join(waits_fs, duration, span.duration_fs(1))
             if kv.tiers is not None:
                 grow_by_step(kv, decoding, span, step, steps, clock)

@@ -57,8 +57,8 @@ class EngineCore:
         "running",
         "step",
     )
-    prompts_first = False  # whether steps have prompts alone while there are any
-    waited_steps = 0  # of prompts alone, which are not among those that `step` counts, as nobody decodes in them
+    prefill_first = False  # whether steps have prompts alone while there are any
+    prompt_steps = 0  # of prompts alone, which are not among those that `step` counts, as nobody decodes in them
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class EngineCore:
     @property
     def steps(self) -> int:
         """How many there were."""
-        return self.step + self.waited_steps
+        return self.step + self.prompt_steps
 
     @property
     def has_work(self) -> bool:
@@ -167,7 +167,7 @@ class EngineCore:
         """Chunks of prompts in the step that begins, and requests whose prompt is complete with it."""
         return self.admission.schedule(self.step, self.clock, admit=admit) if self.has_work else ([], [])
 
-    def wait_for_copies(self) -> int:
+    def late_fs(self) -> int:
         """Blocks go to host memory, and come back, before the next step: let that time pass, and return it."""
         if self.kv.swap is None:
             return 0

@@ -18,7 +18,7 @@ from pimserve.scheduler.windowed_prefix_cache import WindowedPrefixKvCache
 class PrefillFirstEngine(Engine):
     """As `Engine`, for one that neither copies KV caches nor verifies drafts."""
 
-    prompts_first = True
+    prefill_first = True
 
     def __init__(self, *engine: Any, **settings: Any) -> None:  # noqa: ANN401 the base class's
         # Since when, if they do, those that decode wait for steps of prompts, and how many of these there were then.
@@ -27,12 +27,12 @@ class PrefillFirstEngine(Engine):
         # Of those that decode, where longest gaps are wanted: how many there were when their prompt was complete.
         self._complete_after: dict[int, int] = {}
         super().__init__(*engine, **settings)
-        self._copies = True  # as after those, tokens may be late
+        self._tokens_late = True
 
     def state(self) -> dict[str, Any]:
         """What the engine has in hand, as JSON can hold it; the rows of its requests are not in it."""
         own = {
-            "waited_steps": self.waited_steps,
+            "prompt_steps": self.prompt_steps,
             "waits_since": self._waits_since,
             "first_token": list(self._first_token_fs.items()),
             "complete_after": list(self._complete_after.items()),
@@ -42,7 +42,7 @@ class PrefillFirstEngine(Engine):
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         super().restore(state)
-        self.waited_steps = state["waited_steps"]
+        self.prompt_steps = state["prompt_steps"]
         self._waits_since = None if state["waits_since"] is None else tuple(state["waits_since"])
         self._first_token_fs = dict(state["first_token"])
         self._complete_after = dict(state["complete_after"])
@@ -64,7 +64,7 @@ class PrefillFirstEngine(Engine):
         self._tokens_come()
         return lost
 
-    def wait_for_copies(self) -> int:
+    def late_fs(self) -> int:
         """For how long those that decode have waited for steps of prompts."""
         return 0 if self._waits_since is None else self.clock - self._waits_since[0]
 
@@ -92,13 +92,13 @@ class PrefillFirstEngine(Engine):
             return False
         used, clock = self.kv.used, self.clock
         if self.decoding.count and self._waits_since is None:
-            self._waits_since = clock, self.waited_steps
+            self._waits_since = clock, self.prompt_steps
         shape, duration = self.costs.prompt_step(self.steps, 0, 0, chunks, len(completed))
         self._span((*divmod(clock, FS_PER_PS), *shape, used, used, duration))
         self._left = None  # the next step has another number
         self.departures.ended_nobody()
         self.clock += duration
-        self.waited_steps += 1
+        self.prompt_steps += 1
         self.complete(completed, clock)
         return True
 
@@ -109,14 +109,14 @@ class PrefillFirstEngine(Engine):
             if not self.running.get(request):
                 continue  # it had but one token to come
             if self._longest is not None:
-                self._complete_after[request] = self.waited_steps
+                self._complete_after[request] = self.prompt_steps
             if self._waits_since is not None:
                 self._first_token_fs[request] = self.clock
 
     def _tell_longest(self, request: int, steps: int) -> None:
         """The request has decoded in the last so many steps; of those of prompts between, each is part of a gap."""
         assert self._longest is not None
-        waited, before = self.waited_steps, self._complete_after.pop(request)
+        waited, before = self.prompt_steps, self._complete_after.pop(request)
         if self._waits_since is not None:
             _, waited = self._waits_since  # of the last ones nobody knows yet when they will have been waited for
         if steps:
