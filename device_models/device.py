@@ -193,7 +193,7 @@ class Fitted:
     all that passes. `roofs` are those of its units; empty: one, of the memory and the 16-bit peak of the key figures.
     `expert_decision` is the demand's where that makes a difference to the plan, else "exact"; None: not said.
     `expert_programming` works out what writing routed experts anew takes, where that happens during a run (None: not
-    known).
+    known). `kv_growth` is how many times as many tokens any number of such devices can keep, at most; None: not said.
     """
 
     plan: CostPlan
@@ -214,6 +214,7 @@ class Fitted:
     kv_memory_tokens: int | None = None
     expert_decision: ExpertDecision | None = None
     expert_programming: Callable[[], ExpertProgramming | None] | None = field(default=None, compare=False)
+    kv_growth: float | None = None
 
 
 class Device(Protocol):

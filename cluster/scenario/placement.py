@@ -3,6 +3,7 @@ left."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,7 +23,7 @@ from pimserve.device_models.device import (
 from pimserve.device_models.expert_programming import ExpertProgramming
 from pimserve.device_models.operators import Parallelism, Traffic
 from pimserve.device_models.registry import load_device
-from pimserve.errors import InputError
+from pimserve.errors import DoesNotFitError, InputError
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.fleet import Pool
 
@@ -30,7 +31,8 @@ from pimserve.scheduler.fleet import Pool
 @dataclass(frozen=True, slots=True)
 class Replica:
     """One copy of the model: how devices share it, what they hold it in, what they say, the setting of their costs,
-    what passes between them, the roofs of one, and what writing experts anew takes (as `Fitted` has them)."""
+    what passes between them, the roofs of one, what writing experts anew takes, and how much its KV cache can grow (as
+    `Fitted` has them)."""
 
     weight_bytes_per_device: float
     reserved_bytes_per_device: float
@@ -43,6 +45,7 @@ class Replica:
     point_to_point: Callable[[], PointToPoint] | None
     roofs: tuple[Roof, ...]
     expert_programming: Callable[[], ExpertProgramming | None] | None
+    kv_growth: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +203,7 @@ def _replica(device: Device, interconnect: Interconnect, demand: Demand, fitted:
         point_to_point=fitted.point_to_point,
         roofs=fitted.roofs,
         expert_programming=fitted.expert_programming,
+        kv_growth=fitted.kv_growth,
     )
 
 
@@ -222,13 +226,27 @@ def _kv_cache(device: Device, demand: Demand, fitted: Fitted, spec: SchedulerSpe
         tokens = device.fit(replace(demand, memory_utilization=1.0, reserve_gb=0.0)).kv_capacity_tokens
     most = groups.pool_blocks(tokens, size) // demand.split.data
     if spec.kv_blocks > most:
-        raise InputError(
+        where, message = (
             "scheduler.kv_blocks",
             f"must be at most {most}, the blocks of {size} tokens that the memory of {device.spec.name} holds beside "
             f"the weights (got {spec.kv_blocks})",
         )
+        on_any = most_tokens(tokens, fitted.kv_growth)
+        if on_any is not None and spec.kv_blocks > groups.pool_blocks(on_any, size) // demand.split.data:
+            raise DoesNotFitError(where, message, None)
+        raise InputError(where, message)
     blocks = spec.kv_blocks * demand.split.data
     return blocks, -(-blocks * size // groups.full)
+
+
+def most_tokens(tokens: int, growth: float | None) -> int | None:
+    """Of a KV cache of so many, those that it keeps on any number of devices; None: not known.
+
+    Args:
+        tokens: on these, rounded down.
+        growth: as `Fitted.kv_growth`.
+    """
+    return None if growth is None else math.ceil((tokens + 1) * growth) - 1
 
 
 def device_label(device: Device) -> str:

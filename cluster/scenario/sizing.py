@@ -4,21 +4,24 @@
 
 Whatever the kind of device, its own fit decides: numbers are tried from 1 upwards, and the first one counts on which
 the model divides and fits, and on which the KV cache of a data-parallel group holds one request of the longest length:
-what vLLM asks for before it starts. Where a fit tells how many devices it takes at least, numbers below are skipped.
+what vLLM asks for before it starts. Where a fit tells how many devices it takes at least, numbers below are skipped;
+where a fit tells that no number of them has room for that request, the search ends.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pimserve.cluster.scenario.document import MOST_DEVICES, Scenario
 from pimserve.cluster.scenario.hot_count import best_count
 from pimserve.cluster.scenario.one_group import place_one
-from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.cluster.scenario.placement import PlacedPool, most_tokens
 from pimserve.cluster.scenario.pools import of_pool, place_pool, routing_of
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.routing import Routing
 from pimserve.errors import DoesNotFitError, InputError
+from pimserve.scheduler.config import SchedulerSpec
 
 _Group = Literal["", "attention", "hot_experts", "experts"]
 _ONE: tuple[_Group, ...] = ("",)
@@ -108,12 +111,31 @@ def _fewest(scenario: Scenario, name: str, group: _Group) -> int:
             fits = wanted if group in _WITHOUT_CACHE else pool.request_tokens(scenario.scheduler)
             if fits >= wanted:
                 return number
+            if pool.kv_blocks_override is not None:
+                raise _too_few_blocks(pool, scenario.scheduler, wanted, fits)
             reasons[number] = f"the KV cache holds {fits:,} tokens, and the longest request has {wanted:,}"
+            most = most_tokens(pool.kv_capacity_tokens, pool.replica.kv_growth)
+            if most is not None and replace(pool, kv_capacity_tokens=most).request_tokens(scenario.scheduler) < wanted:
+                break
         number += 1
     first, last = (reasons[at] for at in (min(reasons), max(reasons)))
     if refused is not None and first == last == str(refused):  # whatever the number, where the model divides at all
         raise refused
     raise InputError(_where(name, group), _none_does(model.name, reasons))
+
+
+def _too_few_blocks(pool: PlacedPool, spec: SchedulerSpec, wanted: int, fits: int) -> InputError:
+    """That `kv_blocks`, which are what they are on any number of devices, hold no request of the longest length."""
+    slots = pool.lookahead_tokens(spec)
+    chunk = wanted if spec.chunk_tokens is None else spec.chunk_tokens
+    blocks = pool.kv_groups.blocks(wanted + slots, spec.block_size, chunk + slots)
+    shorter = f", or scheduler.max_model_len to {fits:,} at most" if fits > 0 else ""
+    held = f"{spec.kv_blocks:,} blocks of {spec.block_size} tokens hold a request of {max(0, fits):,} tokens"
+    return InputError(
+        "scheduler.kv_blocks",
+        f"{held} on any number of devices, and devices_per_node: auto wants room for the longest, {wanted:,} tokens: "
+        f"set it to {blocks:,} at least{shorter}; or give devices_per_node a number",
+    )
 
 
 def _where(name: str, group: _Group) -> str:

@@ -6,7 +6,7 @@ from collections import abc
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from pimserve.device_models.kv_groups import KvGroups
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.device_models.operators import Traffic
 from pimserve.device_models.plan import CostPlan
-from pimserve.errors import InputError
+from pimserve.errors import DoesNotFitError, InputError
 
 _LAYOUT = "cluster.expert_placement"
 _MOST_TILES = 2**22
@@ -37,6 +37,15 @@ _MOST_TILES_OF_LAYERS = 2**27  # each layer has what it leaves on each tile: 1 G
 # Bounds within which the event-driven model lies of a plan's step times, held by a test over a grid with the unit costs
 # of the `rates` model (docs/aimc_validation.md).
 EVENT_OVER_PLAN = (0.79, 1.24)
+
+
+class _KvCache(NamedTuple):
+    """Tokens that it holds, and would hold if memory had nothing else; how many times as many any number of chips can,
+    each with one layer's at most."""
+
+    tokens: int
+    memory_tokens: int
+    growth: float | None = None
 
 
 class Aimc:
@@ -84,13 +93,13 @@ class Aimc:
         placed = map_model(spec, chip, _with_copies(demand), demand.parts, density)
         network, spread = placed.network, placed.mapping.spread
         passing = partial(point_to_point, placed, share, lm_head=demand.lm_head)
-        kv_tokens, programming = (0, 0), None
+        kv_cache, programming = _KvCache(0, 0), None
         if "attention" in demand.parts:
             found = walk(placed, popularity, lm_head=demand.lm_head)
             parted = moe is not None and "routed_experts" not in demand.parts
             in_turns = spread == "layers"
             plan = plan_of(found, chip, spec.power.idle_gating, in_turns=in_turns, layer_by_layer=parted)
-            kv_tokens = self._kv_capacity(network, [attention.chip for attention in found.attention], demand)
+            kv_cache = self._kv_cache(network, [attention.chip for attention in found.attention], demand)
             sent = found.link_bytes, found.sampled_link_bytes
         else:
             plan = self._without_attention(placed, demand, by_expert=spread == "experts")
@@ -101,8 +110,9 @@ class Aimc:
         return Fitted(
             plan=plan,
             collectives=(),
-            kv_capacity_tokens=kv_tokens[0],
-            kv_memory_tokens=kv_tokens[1],
+            kv_capacity_tokens=kv_cache.tokens,
+            kv_memory_tokens=kv_cache.memory_tokens,
+            kv_growth=kv_cache.growth,
             expert_decision="exact",
             kv_groups=KvGroups.of(model),
             weight_bytes_per_device=0.0,
@@ -188,21 +198,24 @@ class Aimc:
         own = replace(experts, experts=moe.experts, slots=slots, rebalance_every=every, move_pj=move_pj)
         return replace(plan, experts=own)
 
-    def _kv_capacity(self, network: Network, homes: Sequence[int], demand: Demand) -> tuple[int, int]:
-        """Tokens that the fullest chip's memory holds: those of the KV cache, and of nothing else."""
+    def _kv_cache(self, network: Network, homes: Sequence[int], demand: Demand) -> _KvCache:
+        """What the fullest chip's memory holds, where each layer's cache is on the chip that is its home."""
         per_token: dict[int, float] = {}
         windows: dict[int, float] = {}
+        groups, apart = KvGroups.of(demand.model), 0.0
         for home, block in zip(homes, network.blocks, strict=True):
             shape = block.attention
             held = windows if shape.window_tokens is not None else per_token
             held[home] = held.get(home, 0.0) + shape.kv_bytes
+            alone = (shape.kv_bytes, 0.0) if held is per_token else (0.0, shape.kv_bytes)
+            apart = max(apart, groups.bytes_per_token(*alone))
         usable = (self.spec.dram.gb * demand.memory_utilization - (demand.reserve_gb or 0.0)) * 1e9
-        groups = KvGroups.of(demand.model)
         size = max(groups.bytes_per_token(per_token.get(home, 0.0), windows.get(home, 0.0)) for home in homes)
         tokens = int(usable / size)
         if tokens <= 0:
-            raise InputError("cluster.device.dram.gb", f"{usable / 1e9:.3g} GB of a chip hold no KV cache")
-        return tokens, int(self.spec.dram.gb * 1e9 / size)
+            where, message = "cluster.device.dram.gb", f"{usable / 1e9:.3g} GB of a chip hold no KV cache"
+            raise InputError(where, message) if usable >= apart else DoesNotFitError(where, message, None)
+        return _KvCache(tokens, int(self.spec.dram.gb * 1e9 / size), size / apart)
 
     def _facts(self, placed: PlacedNetwork) -> dict[str, Any]:
         spec, network, mapping = self.spec, placed.network, placed.mapping

@@ -1,5 +1,6 @@
 """`devices_per_node: auto`: the fewest devices that hold the model, found by the device's own fit."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.placement import most_tokens
 from pimserve.cluster.scenario.prepared import prepare
+from pimserve.device_models.aimc.aimc import Aimc
+from pimserve.device_models.device import Demand, Fitted
 from pimserve.errors import InputError
 from tests.cluster.documents import run
 from tests.cluster.scenario.test_plugin_device import Abacus, registered
@@ -137,6 +141,81 @@ def test_where_no_number_will_do(changes: list[str], says: str) -> None:
         load_scenario(None, [AUTO, *changes])
     assert str(refused.value).startswith("cluster.devices_per_node: auto finds no number up to 1,024 that holds")
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "device"),
+    [
+        ("mixtral-8x7b", "aimc-realistic"),
+        ("gpt-oss-20b", "h100"),
+        ("gpt-oss-20b", "aimc-realistic"),
+    ],
+)
+def test_kv_blocks_that_hold_no_longest_request_on_any_number(model: str, device: str) -> None:
+    changes = [f"cluster.device={device}", f"model={model}"]
+    with pytest.raises(InputError) as refused:
+        number(*changes, "scheduler.kv_blocks=700")
+    where, message = refused.value.where, refused.value.message
+    assert where == "scheduler.kv_blocks"
+    told = re.search(r"set it to ([\d,]+) at least, or scheduler\.max_model_len to ([\d,]+) at most", message)
+    assert told is not None
+    enough, shorter = (int(each.replace(",", "")) for each in told.groups())
+    found = number(*changes)
+    assert number(*changes, f"scheduler.kv_blocks={enough}") == found
+    assert number(*changes, "scheduler.kv_blocks=700", f"scheduler.max_model_len={shorter}") == found
+    for too_few in (
+        (f"scheduler.kv_blocks={enough - 1}",),
+        ("scheduler.kv_blocks=700", f"scheduler.max_model_len={shorter + 1}"),
+    ):
+        with pytest.raises(InputError, match=r"^scheduler\.kv_blocks: .* on any number of devices"):
+            number(*changes, *too_few)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("scheduler.kv_blocks=200000000", "with 6: scheduler.kv_blocks: must be at most 2604166"),
+        ("cluster.device.dram.gb=0.01", "with 6: the KV cache holds 732 tokens"),  # 2,048 bytes x six layers
+        ("cluster.device.dram.gb=0.000001", "with 6: cluster.device.dram.gb: 9e-07 GB of a chip hold no KV cache"),
+    ],
+)
+def test_the_search_ends_where_no_number_of_chips_has_room(
+    change: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, fit = set(), Aimc.fit
+
+    def noted(self: Aimc, demand: Demand) -> Fitted:
+        tried.add(demand.split.devices)
+        return fit(self, demand)
+
+    monkeypatch.setattr(Aimc, "fit", noted)
+    with pytest.raises(InputError, match=re.escape(says)):
+        number("cluster.device=aimc-realistic", change)
+    assert tried == {1, 6}
+
+
+@pytest.mark.parametrize("model", ["gpt2-medium", "gpt-oss-20b", "mixtral-8x7b"])
+def test_no_number_of_chips_has_a_larger_kv_cache_than_one_says_of_all(model: str) -> None:
+    found = number("cluster.device=aimc-realistic", f"model={model}")
+    pools = []
+    for chips in (*range(found, found + 8), 16, 24, 32, 48, 96):
+        changes = ["cluster.device=aimc-realistic", f"model={model}", f"cluster.devices_per_node={chips}"]
+        pools += prepare(load_scenario(None, changes)).pools
+    largest = max(pool.kv_capacity_tokens for pool in pools)
+    said = [most_tokens(pool.kv_capacity_tokens, pool.replica.kv_growth) for pool in pools]
+    assert all(most is not None and most >= largest for most in said)
+    if model != "gpt2-medium":  # whose five layers share a chip, however many there are
+        assert said[-1] == pools[-1].kv_capacity_tokens == largest
+
+
+def test_the_search_goes_on_while_more_chips_have_more_room() -> None:
+    # One of 6 chips has the KV cache of six of the 32 layers, one of 32 has that of one.
+    of_layer = 2 * 8 * 128 * 32768 / 0.9e9
+    changes = ["cluster.device=aimc-realistic", "scheduler.max_model_len=32768"]
+    assert number(*changes, f"cluster.device.dram.gb={6.001 * of_layer}") == 6
+    assert number(*changes, f"cluster.device.dram.gb={1.001 * of_layer}") >= 32
+    with pytest.raises(InputError, match="auto finds no number"):
+        number(*changes, f"cluster.device.dram.gb={0.999 * of_layer}")
 
 
 @pytest.mark.parametrize(
