@@ -25,8 +25,10 @@ def comparison_report(comparison: Comparison, screen: Console) -> RenderableType
     runs = comparison.runs
     letters = run_letters(len(runs))
     legend = rich.Table.grid(padding=(0, 2, 0, 0))
-    for letter, run in zip(letters, runs, strict=True):
+    for letter, run, settings in zip(letters, runs, comparison.named_settings(), strict=True):
         legend.add_row(Text(letter, style="bold"), Text(run.title), Text(run.place, overflow="fold"))
+        if settings:
+            legend.add_row("", Text(settings, style="dim", overflow="fold"), "")
     parts: list[RenderableType] = [legend, *(Text(f"note: {note}") for note in comparison.notes)]
     others = range(1, len(runs))
     for table in in_slices(

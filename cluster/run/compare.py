@@ -28,6 +28,8 @@ _UNLIKE = {
     "faults": "simulated faults",
     "simulator": "version",
 }
+# Settings that stand beside the names of runs, where they are not the same: all of them change what is computed when.
+_NAMED = "scheduler."
 _ABOUT = ("name", "model", "device", "digest", "stability")
 _PASSIVE_POWER = "costs.passive_power"  # of which the energies tell more than the settings
 _LARGEST = 1e150
@@ -93,6 +95,17 @@ class Comparison:
         """The differences with figures of one section of a device in one line, as text, and placements as labels."""
         return _in_sections(with_labels(self.differences))
 
+    def named_settings(self) -> tuple[str, ...]:
+        """Of each run, what it has of the scheduler's settings that are not the same in all; "": none of its own."""
+        named_ones = {
+            path.removeprefix(_NAMED): values for path, values in self.differences.items() if path.startswith(_NAMED)
+        }
+        of_runs = (
+            [f"{key} {values[run]}" for key, values in named_ones.items() if values[run] is not None]
+            for run in range(len(self.runs))
+        )
+        return tuple(map(", ".join, of_runs))
+
     def document(self) -> dict[str, Any]:
         """The comparison as one JSON object."""
         return {
@@ -129,7 +142,14 @@ def compare(places: Sequence[Path]) -> Comparison:
         for place, run in zip(places, runs, strict=True)
         if (newer := [other for other in newer_runs(place) if other[0].resolve() not in compared])
     )
-    return replace(compare_runs(runs, _settings(places, runs)), notes=notes)
+    scenarios = [_scenario(place if place.is_dir() else place.parent) for place in places]
+    unknown = [str(place) for place, scenario in zip(places, scenarios, strict=True) if scenario is None]
+    if unknown:
+        notes += (
+            f"of settings only those in summaries are compared, none of the scheduler: no {SCENARIO_FILE} beside "
+            f"{', '.join(unknown)}",
+        )
+    return replace(compare_runs(runs, _settings(runs, scenarios)), notes=notes)
 
 
 def _place_of(place: Path) -> Path:
@@ -221,9 +241,8 @@ def _comparable(value: float | None) -> float | None:
     return value if value is None or value == 0 or 1 / _LARGEST < abs(value) < _LARGEST else None
 
 
-def _settings(places: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _settings(runs: Sequence[Run], scenarios: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
     """How each run was set: its whole scenario, or what the summary says where one of the scenarios is missing."""
-    scenarios = [_scenario(place if place.is_dir() else place.parent) for place in places]
     settings = []
     for run, scenario in zip(runs, scenarios, strict=True):
         summary = run.summary
@@ -298,6 +317,11 @@ def _flattened(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[s
             yield from _flattened(value, f"{above}{key}.")
         elif key not in _PROSE:
             yield f"{above}{key}", value
+
+
+def value_text(value: object) -> str:
+    """The value of a setting."""
+    return ABSENT if value is None else str(value)
 
 
 def precision_text(summary: ServedSummary) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pimserve.cluster.base.figures import ABSENT, SCALED, figure, ratio, scale, writer
 from pimserve.cluster.base.tables import Row, Table, table_of
-from pimserve.cluster.run.compare import Quantity
+from pimserve.cluster.run.compare import Quantity, value_text
 
 MIXED_WINDOWS = "requests, energy, batch, KV cache and busy shares are of whole runs, all else of the measured windows"
 
@@ -50,7 +50,5 @@ def quantity_table(
 
 def difference_table(differences: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Table:
     """Settings that are not the same in all runs."""
-    rows = [
-        (path, *(ABSENT if value is None else str(value) for value in values)) for path, values in differences.items()
-    ]
+    rows = [(path, *map(value_text, values)) for path, values in differences.items()]
     return table_of("Settings that are not the same in all runs", ("", *names), rows, text=True)

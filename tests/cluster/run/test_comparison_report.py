@@ -4,6 +4,7 @@ import pytest
 
 from pimserve.cluster.run.compare import compare
 from pimserve.device_models.registry import load_device
+from pimserve.scheduler.config import SchedulerSpec
 from tests.cluster.run.compared import SCENARIO, changed, on, report
 
 
@@ -46,6 +47,46 @@ def test_report_names_runs_values_and_differences(save):
     assert "Logic-PIM 44.2 % 44.2 % 1.00x" in lines
     assert "warning: not like for like, the runs differ in seed" in lines
     assert "run.seed 0 3" in lines
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batching": "prefill_first"},
+        {"policy": "sjf", "prediction_error": 0.5},
+        {"kv_admission": "no_evict"},
+        {"enable_prefix_caching": True, "prefix_cache_retention_interval": 64},
+        {"early_rejection": True, "early_rejection_ttft_s": 2.0, "prefill_tokens_per_s": 1000.0},
+        {"router": "least_outstanding", "report_interval_s": 0.5},
+    ],
+)
+def test_runs_are_named_by_settings_of_the_scheduler_that_differ(save, changes):
+    plain = SchedulerSpec()
+    other = plain.model_copy(update=changes)
+    runs = [
+        save(name, {**SCENARIO, "scheduler": spec.model_dump(mode="json")})
+        for name, spec in (("a", plain), ("b", other), ("c", plain))
+    ]
+    comparison = compare(runs)
+    held = [
+        ", ".join(f"{key} {getattr(spec, key)}" for key in sorted(changes) if getattr(spec, key) is not None)
+        for spec in (plain, other, plain)
+    ]
+    assert comparison.named_settings() == tuple(held)
+    lines = [" ".join(line.split()) for line in report(comparison).splitlines()]
+    start, end = lines.index(next(line for line in lines if line.startswith("B "))), lines.index("")
+    assert held[1] in " ".join(line for line in lines[start:end])
+    assert compare([runs[0], runs[2]]).named_settings() == ("", "")
+
+
+def test_settings_of_which_summaries_say_nothing_are_told(save):
+    alone = save("alone")
+    text = " ".join(report(compare([save("a", SCENARIO), alone])).split())
+    assert (
+        "note: of settings only those in summaries are compared, none of the scheduler: no scenario.yaml beside" in text
+    )
+    assert str(alone) in text.replace(" ", "")
+    assert not compare([save("b", SCENARIO), save("c", SCENARIO)]).notes
 
 
 def test_every_figure_of_the_devices_that_differs_is_listed(save):
