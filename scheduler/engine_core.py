@@ -168,7 +168,10 @@ class EngineCore:
         return self.admission.schedule(self.step, self.clock, admit=admit) if self.has_work else ([], [])
 
     def late_fs(self) -> int:
-        """Blocks go to host memory, and come back, before the next step: let that time pass, and return it."""
+        """Time by which tokens of the next step are late beside the step itself, which has passed on return.
+
+        Here blocks go to host memory, and come back, before it; an engine may have others (`PrefillFirstEngine`).
+        """
         if self.kv.swap is None:
             return 0
         waits_fs = self.kv.swap.wait_fs()
@@ -176,7 +179,12 @@ class EngineCore:
         return waits_fs
 
     def held_up(self, waits_fs: int, step_fs: int) -> None:
-        """The step that begins now was held up by copies: those that decode wait so much longer for their tokens."""
+        """The step that begins now did not follow on the last one: those that decode wait longer for their tokens.
+
+        Args:
+            waits_fs: as `late_fs` has it: here, for copies.
+            step_fs: time of the step.
+        """
         joined, gap_fs = {request for request, _ in self.admission.joined}, waits_fs + step_fs
         held = [request for request, finish_step in self.running.items() if finish_step and request not in joined]
         self._log.joined([gap_fs] * len(held), step_fs, self.clock + step_fs)
