@@ -100,6 +100,7 @@ def caveats_of_policy(scenario: Scenario) -> Iterator[str]:
         yield f"priorities of classes have no effect: scheduler.policy is {policy}"
     if policy != VTC and any(each.tenant_weight > 1 for each in classes):
         yield f"weights of tenants have no effect: scheduler.policy is {policy}"
+    yield from _unseen_by_early_rejection(scenario.scheduler)
     # Of what is shared, and the same for all replicas, no router hears.
     router, tiers = scenario.scheduler.router, [tier for tier in scenario.scheduler.kv_tiers if not tier.shared]
     of_each = " of each replica" if scenario.scheduler.shares_tier else ""
@@ -184,6 +185,21 @@ def caveats_of_drafts(spec: SchedulerSpec, pools: Sequence[PlacedPool]) -> Itera
                 f"scheduler.speculative, method {spec.speculative.method}: what drafts is assumed to be on attention's "
                 "devices as a whole, its routed experts with it"
             )
+
+
+def _unseen_by_early_rejection(spec: SchedulerSpec) -> Iterator[str]:
+    """That prompts wait for decodes, which the prediction of a TTFT leaves out; a declared rate may stand for steps of
+    decodes between those of prompts, and none for the rest of a batch."""
+    if not spec.early_rejection or spec.mixes:
+        return
+    if spec.batching == "decode_first":
+        unseen = "prompts wait until all that decode have their last token: max_queued_requests bounds the queue"
+    elif spec.prefill_tokens_per_s is None:
+        unseen = "the rate that it sees is of steps of prompts, without those of decodes between: set a lower one, "
+        unseen += "scheduler.prefill_tokens_per_s"
+    else:
+        return
+    yield f"scheduler.early_rejection takes too many with batching: {spec.batching}: {unseen}"
 
 
 def _always_there(scaled: Autoscaling, pools: Sequence[PlacedPool]) -> bool:

@@ -229,6 +229,32 @@ def test_weights_that_no_policy_goes_by_are_told(policy: str, said: bool) -> Non
     assert found == ([f"weights of tenants have no effect: scheduler.policy is {policy}"] if said else [])
 
 
+@pytest.mark.parametrize(
+    ("batching", "declared", "said"),
+    [
+        ("chunked", "", None),
+        ("stage", "", None),
+        ("prefill_first", "", "set a lower one, scheduler.prefill_tokens_per_s"),
+        ("prefill_first", ", prefill_tokens_per_s: 15000", None),
+        ("decode_first", "", "prompts wait until all that decode have their last token"),
+        ("decode_first", ", prefill_tokens_per_s: 15000", "prompts wait until all that decode have their last token"),
+    ],
+)
+def test_waits_that_early_rejection_does_not_see_are_told(batching: str, declared: str, said: str | None) -> None:
+    settings = f"scheduler={{batching: {batching}, early_rejection: true, early_rejection_ttft_s: 2{declared}}}"
+    found = list(caveats_of_policy(load_scenario(None, [settings])))
+    if said is None:
+        assert not found
+    else:
+        (caveat,) = found
+        assert caveat.startswith(f"scheduler.early_rejection takes too many with batching: {batching}: ")
+        assert said in caveat
+        summary = summary_of(settings, OPEN)
+        assert caveat in summary["warnings"]
+        assert f"warning: {caveat}" in " ".join(table(summary))
+    assert not list(caveats_of_policy(load_scenario(None, [f"scheduler.batching={batching}"])))
+
+
 @pytest.mark.parametrize(("names", "said"), [((), ["no tier"] * 2), (("host",), ["one tier, host"]), (("a", "b"), [])])
 def test_weights_of_tiers_that_are_not_there_are_told(names: tuple[str, ...], said: list[str]) -> None:
     router = "{name: dynamo, host_cache_hit_weight: 1, disk_cache_hit_weight: 0.5}"
