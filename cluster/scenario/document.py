@@ -29,6 +29,7 @@ from pimserve.cluster.scenario.length_files import with_length_files
 from pimserve.cluster.scenario.number_tables import with_tables
 from pimserve.cluster.scenario.placement_spec import GROUP_NAMES, GroupName
 from pimserve.cluster.scenario.routing_spec import RoutingSpec
+from pimserve.cluster.scenario.unread_files import UnreadFiles
 from pimserve.device_models.catalogue import model_of, no_truth_for_a_number, parse_document
 from pimserve.device_models.device import Device, ExpertDecision
 from pimserve.device_models.kernels import Backend
@@ -277,13 +278,14 @@ def _scenario_of(
         document = {**document, "workload": {**kept, "trace": spec}}
     for override in overrides:
         document = tried(wrong, partial(_override, document, override)) or document
-    document = tried(wrong, partial(with_tables, document, folders)) or document
-    document = tried(wrong, partial(with_length_files, document, folders)) or document
+    unread = UnreadFiles()
+    document = with_length_files(with_tables(document, folders, unread), folders, unread)
+    wrong += unread.wrong
     described = tried(wrong, partial(with_descriptions, document, folders))
     try:
         scenario = Scenario.model_validate(document if described is None else described)
     except ValidationError as error:
-        raise together([*wrong, validation_error("", error, Scenario)]) from None
+        raise together([*wrong, *unread.others(validation_error("", error, Scenario))]) from None
     if wrong:
         raise together(wrong)
     no_truth_for_a_number("", document, scenario)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pimserve.cluster.scenario.descriptions import find_file, read_text
+from pimserve.cluster.scenario.unread_files import UnreadFiles
 from pimserve.errors import InputError, shortened
 
 _WHERE = "workload"
@@ -21,29 +23,31 @@ _WHAT = "lengths are read from a CSV file"
 _MOST = 2**20
 
 
-def with_length_files(document: Mapping[str, Any], folders: Sequence[Path] | None) -> dict[str, Any]:
+def with_length_files(
+    document: Mapping[str, Any], folders: Sequence[Path] | None, unread: UnreadFiles
+) -> dict[str, Any]:
     """The scenario's document with what files say of lengths in their place.
 
     Args:
         document: as read, not yet validated.
         folders: where a relative path is tried, in this order; None: no file is read here.
-
-    Raises:
-        InputError: there is no such file, it holds no lengths, or none is read here.
+        unread: takes what does not exist, holds no lengths, or is not read here, and stays as it is.
     """
     workload = document.get("workload")
     if not isinstance(workload, Mapping):
         return dict(document)
-    changed = _with_files(workload, _WHERE, folders)
+    changed = _with_files(workload, _WHERE, folders, unread)
     if isinstance(classes := workload.get("classes"), list):
         changed["classes"] = [
-            _with_files(each, f"{_WHERE}.classes.{place}", folders) if isinstance(each, Mapping) else each
+            _with_files(each, f"{_WHERE}.classes.{place}", folders, unread) if isinstance(each, Mapping) else each
             for place, each in enumerate(classes)
         ]
     return {**document, "workload": changed}
 
 
-def _with_files(section: Mapping[str, Any], where: str, folders: Sequence[Path] | None) -> dict[str, Any]:
+def _with_files(
+    section: Mapping[str, Any], where: str, folders: Sequence[Path] | None, unread: UnreadFiles
+) -> dict[str, Any]:
     """What has lengths, the workload or a class of it, with what files say of these in their place."""
     lengths = section.get("lengths")
     if not isinstance(lengths, Mapping):
@@ -52,7 +56,9 @@ def _with_files(section: Mapping[str, Any], where: str, folders: Sequence[Path] 
     for part, key, names in _PLACES:
         law = lengths.get(part)
         if isinstance(law, Mapping) and law.get("file") is not None:
-            changed[part] = _read(law, f"{where}.lengths.{part}", key, names, folders)
+            place = f"{where}.lengths.{part}"
+            read = partial(_read, law, place, key, names, folders)
+            changed[part] = unread.tried(place, ("file", key), read) or law
     return {**section, "lengths": changed}
 
 

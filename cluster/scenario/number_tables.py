@@ -9,12 +9,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pimserve.cluster.scenario.descriptions import find_file, read_text
+from pimserve.cluster.scenario.unread_files import UnreadFiles
 from pimserve.errors import InputError, shortened
 
 _MOST_NUMBERS = 2**22
@@ -27,19 +29,19 @@ _PLACES = (  # section, key that names a file, key that holds what it says
 _WHAT = "a table of numbers (.csv, .json or .npy)"
 
 
-def with_tables(document: Mapping[str, Any], folders: Sequence[Path] | None) -> dict[str, Any]:
+def with_tables(document: Mapping[str, Any], folders: Sequence[Path] | None, unread: UnreadFiles) -> dict[str, Any]:
     """The scenario's document with what files hold in their place.
 
     Args:
         document: as read, not yet validated.
         folders: where a relative path is tried, in this order; None: no file is read here.
-
-    Raises:
-        InputError: there is no such file, it holds no table, or none is read here.
+        unread: takes what does not exist, holds no table, or is not read here, and stays as it is.
     """
     result = dict(document)
-    for section, file_key, key in _PLACES:
-        result = _replaced(result, section, (file_key, key), ".".join(section), folders)
+    for section, *keys in _PLACES:
+        where = ".".join(section)
+        replaced = partial(_replaced, result, section, (keys[0], keys[1]), where, folders)
+        result = unread.tried(where, keys, replaced) or result
     return result
 
 

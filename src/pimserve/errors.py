@@ -165,6 +165,8 @@ def _walk(
             here = [model for model in here if part in _tags(model)]
             continue
         keys.append(part)
+        if isinstance(part, int):  # one of a list, of which `here` says what each may be
+            continue
         parent = here
         field = parent[0].model_fields.get(str(part)) if parent else None
         here = _models(field.annotation) if field is not None else []

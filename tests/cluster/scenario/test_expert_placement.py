@@ -221,6 +221,46 @@ def test_files_that_hold_no_popularity_are_refused(tmp_path: Path, name: str, co
     assert said in refusal(tmp_path, path, [])
 
 
+@pytest.mark.parametrize(
+    ("section", "where"),
+    [
+        ("routing: {popularity: given, weights_file: w.csv}", "routing.weights_file"),
+        ("routing: {weights_file: w.csv}", "routing.weights_file"),
+        ("cluster: {expert_placement: {file: w.csv}}", "cluster.expert_placement.file"),
+        (
+            "cluster: {pools: {prefill: {expert_placement: {file: w.csv}}, decode: {}}}",
+            "cluster.pools.prefill.expert_placement.file",
+        ),
+        ("workload: {lengths: {input: {kind: empirical, file: w.csv}}}", "workload.lengths.input.file"),
+        ("workload: {lengths: {joint: {kind: pairs, file: w.csv}}}", "workload.lengths.joint.file"),
+        (
+            "workload: {classes: [{name: a, lengths: {input: {kind: empirical, file: w.csv}}}]}",
+            "workload.classes.0.lengths.input.file",
+        ),
+    ],
+)
+def test_a_file_that_is_missing_is_one_mistake(tmp_path: Path, section: str, where: str) -> None:
+    path = tmp_path / "scenario.yaml"
+    path.write_text(f"{section}\nscheduler: {{max_num_seqs: 0}}\n")
+    file, other = refusal(tmp_path, path, []).splitlines()
+    assert file.startswith(f"{where}: no such file: {tmp_path / 'w.csv'}")
+    assert other.startswith("scheduler.max_num_seqs: ")
+
+
+def test_each_file_that_is_missing_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "scenario.yaml"
+    path.write_text(
+        "routing: {popularity: given, weights_file: w.csv}\ncluster: {expert_placement: {file: w.json}}\n"
+        "workload: {lengths: {input: {kind: empirical, file: a.csv}, output: {kind: empirical, file: b.csv}}}\n"
+    )
+    assert [line.partition(": ")[0] for line in refusal(tmp_path, path, []).splitlines()] == [
+        "routing.weights_file",
+        "cluster.expert_placement.file",
+        "workload.lengths.input.file",
+        "workload.lengths.output.file",
+    ]
+
+
 def test_arrays_that_hold_no_popularity_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "scenario.yaml"
     path.write_text("routing: {popularity: given, weights_file: w.npy}\n")
