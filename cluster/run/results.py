@@ -240,7 +240,8 @@ def load_table(run: Path, name: str, kind: np.dtype[Any] | None = None) -> NDArr
     try:
         table: NDArray[Any] = np.load(file, mmap_mode="r")
     except FileNotFoundError:
-        raise InputError(str(run), f"has no {name}.npy") from None
+        remedy = ": run its scenario with output.steps: true" if name == "steps" else ""
+        raise InputError(str(run), f"has no {name}.npy{remedy}") from None
     except (OSError, ValueError, EOFError) as error:
         raise InputError(str(file), f"cannot be read: {error or 'it is empty'}") from None
     if kind is not None and not (isinstance(table, np.ndarray) and table.dtype == kind and table.ndim == 1):

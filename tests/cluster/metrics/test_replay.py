@@ -212,7 +212,7 @@ def test_what_cannot_be_written(tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
         write_file(parts, 0.0, tmp_path / "none" / "file.om")
     (history.folder / "steps.npy").unlink()
-    with pytest.raises(InputError, match=r"has no steps\.npy"):
+    with pytest.raises(InputError, match=r"has no steps\.npy: run its scenario with output\.steps: true$"):
         parts_of([tmp_path / "r"], None)
     np.save(history.folder / "steps.npy", np.zeros(3))
     with pytest.raises(InputError, match="not a table of this version"):
