@@ -30,7 +30,7 @@ def read_csv(path: Path, columns: Columns, reading: Reading) -> TraceRows:
     """Rows of CSV files, no further than they are used. Raises InputError with "path:line" for a bad one."""
     read: RowsRead | None = None
     others: set[str] = set()
-    for member in members_named(path, ".csv"):
+    for member in members_named(path, ".csv", reading.passed_over):
         read, beside = _read_file(member, columns, reading, read)
         others |= beside
         if read.enough():

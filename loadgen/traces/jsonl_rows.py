@@ -24,7 +24,7 @@ def read_jsonl(path: Path, columns: Columns, reading: Reading) -> TraceRows:
     """Rows of files of JSON Lines, no further than they are used. Raises InputError with "path:line" for a bad one."""
     read: RowsRead | None = None
     others: set[str] = set()
-    for member in members_named(path, ".jsonl"):
+    for member in members_named(path, ".jsonl", reading.passed_over):
         read = _read_file(member, columns, reading, read, others)
         if read.enough():
             break

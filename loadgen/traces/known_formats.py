@@ -108,12 +108,16 @@ def recognise(path: Path, columns: Columns | None = None) -> TraceFormat:
     )
 
 
-def tables_beside(path: Path, form: TraceFormat) -> list[str]:
-    """Names of tables in a folder that `form`, which was recognised in it, does not read: their names end otherwise."""
+def tables_beside(path: Path, form: TraceFormat, passed_over: Sequence[str]) -> list[str]:
+    """Names of tables that `form`, which was recognised, does not read: their names end otherwise.
+
+    Of a folder all of them; of an archive those among what was `passed_over`, as it is not read beyond what is used.
+    """
     if not isinstance(form.recognises, HasColumns):
         return []
     others = [ending for ending in _TABLES if ending != form.recognises.ending]
-    return [name for name in names_in(path) if any(is_named(name, ending) for ending in others)]
+    names = names_in(path) if path.is_dir() else passed_over
+    return [name for name in names if any(is_named(name, ending) for ending in others)]
 
 
 def _fits(each: TraceFormat, begins: Sequence[Head], columns: Columns | None) -> bool:

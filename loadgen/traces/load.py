@@ -3,6 +3,7 @@
 A trace has a clock of its own, which may show seconds since 1970; `start_s` and `end_s` are of that.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -98,7 +99,7 @@ def load_trace(spec: TraceSpec, streams: Streams = SEED_0, *, labels: bool = Fal
         sessions=used.sessions,
         turns=_turns(spec, used, scale),
         labels=used.labels,
-        warnings=(*_beside(spec, path, form), *_warnings(spec, form, columns, rows)),
+        warnings=(*_beside(spec, path, form, reading.passed_over), *_warnings(spec, form, columns, rows)),
         doubtful_clock=columns.arrival if form.open_names and columns.unit == "s" else None,
         first_ps=(rows.clock_ps if rows.epoch_ps is None else rows.epoch_ps) + int(used.after_ps[0]),
         dated=rows.epoch_ps is not None,
@@ -146,13 +147,14 @@ def _turns(spec: TraceSpec, used: TraceRows, scale: float) -> Turns | None:
     return None if turns is None else replace(turns, think_ps=_rescaled(turns.think_ps, scale))
 
 
-def _beside(spec: TraceSpec, path: Path, form: TraceFormat) -> list[str]:
-    """What to say where other tables lie in a folder of which nobody said what it holds."""
-    names = tables_beside(path, form) if spec.format == AUTO else []
+def _beside(spec: TraceSpec, path: Path, form: TraceFormat, passed_over: Sequence[str]) -> list[str]:
+    """What to say where other tables lie in a folder or archive of which nobody said what it holds."""
+    names = tables_beside(path, form, passed_over) if spec.format == AUTO else []
     if not names:
         return []
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-    return [f"the trace is taken to be {form.name}: other tables of its folder are not read ({shown})"]
+    whose = "folder" if path.is_dir() else "archive"
+    return [f"the trace is taken to be {form.name}: other tables of its {whose} are not read ({shown})"]
 
 
 def _warnings(spec: TraceSpec, form: TraceFormat, columns: Columns, rows: TraceRows) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ def read_parquet(path: Path, columns: Columns, reading: Reading) -> TraceRows:
     """Rows of Parquet files, no further than they are used. Raises InputError with "path:row" for a bad one."""
     read: RowsRead | None = None
     others: set[str] = set()
-    for member in members_named(path, ".parquet"):
+    for member in members_named(path, ".parquet", reading.passed_over):
         file = _opened(member)
         names = list(file.schema_arrow.names)
         of_file = columns.of_file(names)

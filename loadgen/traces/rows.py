@@ -109,7 +109,7 @@ class Reading:
 
     `selection`: what for; no further than that is read, unless the rest may matter (`whole`). `drop_bad`: bad rows are
     dropped and counted, where they would be errors. `sort`: rows may be in any order. `streams`: of formats that draw
-    requests.
+    requests. `passed_over`: takes the names of files of a folder or archive that are no tables as the format has them.
     """
 
     selection: Selection = Selection()
@@ -117,6 +117,7 @@ class Reading:
     sort: bool = False
     whole: bool = False
     streams: Streams = SEED_0
+    passed_over: list[str] = field(default_factory=list, compare=False)
 
 
 @dataclass(frozen=True)

@@ -166,8 +166,10 @@ def members(path: Path) -> Iterator[Member]:
                     yield Member(info.name, place, Content(place, file_of))
 
 
-def members_named(path: Path, ending: str) -> Iterator[Member]:
+def members_named(path: Path, ending: str, passed_over: list[str] | None = None) -> Iterator[Member]:
     """A lone file whatever its name, else those of a folder or archive that end so, or so and compressed.
+
+    Names of others are added to `passed_over`, as far as one comes.
 
     Raises:
         InputError: as `members` does; or there is none.
@@ -177,13 +179,15 @@ def members_named(path: Path, ending: str) -> Iterator[Member]:
         if member.path == path or is_named(member.name, ending):
             found = True
             yield member
+        elif passed_over is not None:
+            passed_over.append(member.name)
     if not found:
         raise InputError(str(path), f"holds no file that ends in {ending}")
 
 
-def names_in(path: Path) -> list[str]:
-    """Names of a folder's files, in order; none where the trace is a file."""
-    return [name for name, _ in _files_below(path)] if path.is_dir() else []
+def names_in(folder: Path) -> list[str]:
+    """Names of a folder's files, in order."""
+    return [name for name, _ in _files_below(folder)]
 
 
 def is_named(name: str, ending: str) -> bool:

@@ -1,7 +1,9 @@
 """Which format a trace has, by its content; and formats of other packages."""
 
 import gzip
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -184,6 +186,31 @@ def test_tables_of_a_folder_that_are_not_read_are_told(tmp_path: Path) -> None:
     assert (trace.format, trace.rows_read) == ("mooncake", 1)
     (said,) = trace.warnings
     assert said.endswith("to be mooncake: other tables of its folder are not read (0.csv, 1.csv, 2.csv and 1 more)")
+    assert load_trace(spec.model_copy(update={"format": "mooncake"})).warnings == ()
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_tables_of_an_archive_that_are_not_read_are_told(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "all.tar"
+
+    def archive(*tables: tuple[str, str]) -> TraceSpec:
+        with tarfile.open(path, mode) as tar:
+            for name, content in tables:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content.encode()))
+        return TraceSpec(path=str(path))
+
+    part, about = ("part-1.jsonl", CONTENTS["mooncake"]), ("README.md", "about it")
+    assert load_trace(archive(part, about)).warnings == ()
+    others = [
+        (f"{number}.csv", CONTENTS[kind]) for number, kind in enumerate(("azure", "vidur", "burstgpt", "burstgpt"))
+    ]
+    spec = archive(*others[:2], part, about, *others[2:])
+    trace = load_trace(spec)
+    assert (trace.format, trace.rows_read) == ("mooncake", 1)
+    (said,) = trace.warnings
+    assert said.endswith("to be mooncake: other tables of its archive are not read (0.csv, 1.csv, 2.csv and 1 more)")
     assert load_trace(spec.model_copy(update={"format": "mooncake"})).warnings == ()
 
 
