@@ -15,12 +15,15 @@ from pimserve.scheduler.faults import FaultSpec
 from pimserve.scheduler.requests import FINISHED, NEVER, REJECTED, SERVABLE, RequestTable
 from pimserve.scheduler.simulation import Deployment
 
+from .batching_strategies import batching_cases
 from .law_runs import BLIND, Run, workload
 from .pool_runs import Pooled
+from .strategies import cases
 from .test_faults import faulty
 from .test_pool_faults import faulty as faulty_pools
 
 PS_PER_MS = 10**9
+MANY = 12  # requests, so that steps of prompts come between decodes of others more than once
 THINKS = st.sampled_from([0, 0, 1, PS_PER_MS, 7 * PS_PER_MS + 3]) | st.integers(0, 300 * PS_PER_MS)
 
 
@@ -92,8 +95,15 @@ KINDS = ("sessions", "active sessions", "users", "cap")
 
 @st.composite
 def dependent(draw: st.DrawFn, kinds: Sequence[str] = KINDS, *, pooled: bool = False) -> Dependent:
-    """Any of them, on one to three replicas or pools of them, with up to six faults."""
-    on: Any = draw(faulty_pools(ever=False) if pooled else faulty(ever=False) | faulty_pools(ever=False))
+    """Any of them, on one to three replicas or pools of them, with up to six faults.
+
+    Half of those that may be without pools are many requests whose prompts have steps apart from decodes.
+    """
+    if pooled or draw(st.integers(0, 3)) == 0:
+        on: Any = draw(faulty_pools(ever=False))
+    else:
+        apart = draw(st.sampled_from([False, True, True]))
+        on = draw(faulty(batching_cases(cases(least=MANY)) if apart else cases(), ever=False))
     faults = on.faults if draw(st.booleans()) else FaultSpec()
     on = getattr(on, "pools", on)
     load = workload(on.case)

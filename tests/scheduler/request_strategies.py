@@ -8,18 +8,20 @@ FS_PER_MS = 10**12
 
 
 @st.composite
-def request_lists(draw: st.DrawFn, closed_loop: bool, crowded: bool, max_model_len: int) -> list[ReferenceRequest]:
-    """Up to 25 requests by ascending arrival: at once, inside few steps, or after pauses, or all of it mixed."""
+def request_lists(
+    draw: st.DrawFn, closed_loop: bool, crowded: bool, max_model_len: int, least: int = 0
+) -> list[ReferenceRequest]:
+    """`least` to 25 requests by ascending arrival: at once, inside few steps, or after pauses, or all of it mixed."""
     at_once = st.just(0)
     whole_steps = st.integers(0, 20).map(FS_PER_MS.__mul__)
     close = st.integers(0, 20 * FS_PER_MS)
     spread = st.integers(0, 1000 * FS_PER_MS)
     if crowded:
-        count = draw(st.integers(6, 25))
+        count = draw(st.integers(max(6, least), 25))
         gaps = draw(st.sampled_from([at_once, whole_steps, close]))
         inputs, outputs = st.integers(1, 12), st.integers(10, 60)
     else:
-        count = draw(st.integers(0, 25))  # a list left to itself is seldom longer than 8
+        count = draw(st.integers(least, 25))  # a list left to itself is seldom longer than 8
         mixed = st.one_of(at_once, whole_steps, close, spread)
         gaps = draw(st.sampled_from([at_once, whole_steps, close, spread, mixed]))
         inputs = st.one_of(st.integers(1, 12), st.integers(1, min(200, max_model_len - 1)), st.integers(1, 200))

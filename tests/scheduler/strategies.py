@@ -196,10 +196,10 @@ def two_classes() -> st.SearchStrategy[tuple[ClassSpec, ...]]:
 
 
 @st.composite
-def cases(draw: st.DrawFn, of: st.SearchStrategy[CostPlan] | None = None) -> Case:
+def cases(draw: st.DrawFn, of: st.SearchStrategy[CostPlan] | None = None, *, least: int = 0) -> Case:
     """Whole cases, half of them crowded: many requests that grow long share little KV cache, and preempt each other.
 
-    The cache always holds at least one request of the longest length.
+    They have `least` requests or more. The cache always holds at least one request of the longest length.
     """
     crowded = draw(st.booleans())
     closed_loop = draw(st.booleans())
@@ -235,7 +235,7 @@ def cases(draw: st.DrawFn, of: st.SearchStrategy[CostPlan] | None = None) -> Cas
         kv_capacity_blocks=-(-(blocks + spare) // groups.full) * groups.full,
         max_model_len=max_model_len,
         kv_admission=draw(st.sampled_from(admissions)),
-        requests=(requests := draw(request_lists(closed_loop, crowded, max_model_len))),
+        requests=(requests := draw(request_lists(closed_loop, crowded, max_model_len, least))),
         max_tokens=tuple(draw(st.just(0) | st.integers(1, 60)) for _ in requests) if draw(st.booleans()) else (),
         concurrency=draw(st.integers(4 if crowded else 1, 8)) if closed_loop else None,
         max_time_fs=draw(times) if draw(st.integers(0, 3)) == 3 else None,

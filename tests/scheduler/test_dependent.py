@@ -28,7 +28,8 @@ from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
 from tests.examples import examples
 
-from .dependent import Dependent, Script, answers, arrivals, dependent, ended, graphs
+from .batching_strategies import batching_cases
+from .dependent import MANY, Dependent, Script, answers, arrivals, dependent, ended, graphs
 from .law_runs import Run, workload
 from .plan_strategies import mixed_plans
 from .reference_engine import ReferenceRequest
@@ -311,7 +312,7 @@ def test_a_rejected_turn_has_ended_as_it_arrived() -> None:
 
 
 @examples(60)
-@given(cases(), st.data())
+@given(cases() | batching_cases(cases(least=MANY)), st.data())
 def test_the_engine_equals_the_naive_one(case: Case, data: st.DataObject) -> None:
     case.concurrency = case.max_time_fs = None
     case.replica, case.offset = 0, replica_offset(case.seed, 0)

@@ -202,9 +202,9 @@ def event_of(kind: str, at_ms: int, replica: int, for_ms: int | None, factor: fl
 
 
 @st.composite
-def faulty(draw: st.DrawFn, *, ever: bool = True) -> Faulty:
+def faulty(draw: st.DrawFn, of: st.SearchStrategy[Case] | None = None, *, ever: bool = True) -> Faulty:
     """Up to six faults within the first half second; with `ever`, of which some never end. Some are at random."""
-    case = replace(draw(cases() | batching_cases()), concurrency=None)
+    case = replace(draw(cases() | batching_cases() if of is None else of), concurrency=None)
     case.requests = [replace(r, arrival_fs=r.arrival_fs or 0) for r in case.requests]
     case.max_time_fs = None
     replicas = draw(st.integers(1, 3))
