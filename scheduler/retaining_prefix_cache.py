@@ -23,23 +23,14 @@ class RetainingPrefixKvCache(WindowedPrefixKvCache):
     """Blocks of one replica, as `WindowedPrefixKvCache` has them.
 
     Args:
-        blocks, block_size, groups, chunk_tokens, settings: as there.
+        limits, settings: as there.
         retention_interval: tokens, as `Retention` has them.
     """
 
-    def __init__(
-        self,
-        blocks: int,
-        block_size: int,
-        groups: KvGroups,
-        chunk_tokens: int | None,
-        *,
-        retention_interval: int,
-        **settings: Any,  # noqa: ANN401 as there
-    ) -> None:
-        tail = groups.window_blocks(block_size) - 1  # of what the next token touches, what is before its own
-        self._retention = Retention(retention_interval, block_size, tail)
-        super().__init__(blocks, block_size, groups, chunk_tokens, **settings)
+    def __init__(self, *limits: Any, retention_interval: int, **settings: Any) -> None:  # noqa: ANN401 as there
+        super().__init__(*limits, **settings)
+        tail = self._window_blocks - 1  # of what the next token touches, what is before its own
+        self._retention = Retention(retention_interval, self.block_size, tail)
 
     def bind(self, table: RequestTable) -> None:
         """As `PrefixKvCache.bind`."""

@@ -10,7 +10,6 @@ import numpy as np
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.slo import SloSpec
 from pimserve.loadgen.traces.ragged import Ragged
-from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.departures import Move
 from pimserve.scheduler.fleet import DECODE, ReplicaEngine, make_engine
@@ -31,7 +30,6 @@ from pimserve.scheduler.steplog import SpanColumns, StepLog, expand
 from pimserve.scheduler.swap_space import SwapSpace
 
 from .reference_result import ReferenceResult
-from .reference_shedding import SHEDDING
 from .reference_tiers import ReferenceTier
 from .strategies import Case
 
@@ -94,22 +92,7 @@ def make_case(case: Case, shared: SharedKvTier | None = None) -> tuple[Recorder,
     plan, pools = case.plan, case.pools()
     costs = make_costs(plan, pools, replica=case.replica, seed=case.seed, exact=case.routing.mode == "exact")
     costs.offset = case.offset
-    spec = SchedulerSpec.model_construct(  # without the check that the token budget holds every decode
-        batching=case.batching_setting,
-        max_num_seqs=case.max_num_seqs,
-        max_num_batched_tokens=case.max_num_batched_tokens or 1,
-        long_prefill_token_threshold=case.long_prefill_token_threshold,
-        block_size=case.block_size,
-        kv_admission=case.kv_admission,
-        policy=case.policy,
-        prediction_error=case.prediction_error,
-        ageing_s=case.ageing_s,
-        input_token_weight=case.token_weights[0],
-        output_token_weight=case.token_weights[1],
-        speculative=case.speculative,
-        attention_dp_balance=case.balance,
-        **{name: getattr(case, name) for name in SHEDDING},
-    )
+    spec = case.spec()
     closed = case.concurrency
     until = end_of(case)
     arrivals = [NEVER if r.arrival_fs is None else r.arrival_fs // FS_PER_PS for r in case.requests]

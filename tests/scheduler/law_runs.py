@@ -10,7 +10,6 @@ from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.objectives import Objectives
 from pimserve.loadgen.slo import SloSpec
 from pimserve.loadgen.workload import Workload
-from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.mixed_costs import make_costs
 from pimserve.scheduler.policy import QueuedRequest, make_policy
 from pimserve.scheduler.queue_classes import queue_classes
@@ -20,7 +19,6 @@ from pimserve.scheduler.summary import summarize
 from pimserve.scheduler.usage import Hardware
 
 from .pools import simulate_on
-from .reference_shedding import SHEDDING
 from .strategies import Case, cases
 
 BLIND = {"round_robin", "random"}  # routers that see nothing of the replicas
@@ -37,25 +35,7 @@ class Run:
 
     def __init__(self, case: Case, replicas: int = 1, router: str = "round_robin", **changes: Any) -> None:
         interval = changes.pop("report_interval_s", 0.0)
-        self.spec = SchedulerSpec.model_construct(  # without the check that the token budget holds every decode
-            batching=case.batching_setting,
-            max_num_seqs=case.max_num_seqs,
-            max_num_batched_tokens=case.max_num_batched_tokens or 2**31 - 1,
-            long_prefill_token_threshold=case.long_prefill_token_threshold,
-            block_size=case.block_size,
-            kv_admission=case.kv_admission,
-            policy=case.policy,
-            prediction_error=case.prediction_error,
-            ageing_s=case.ageing_s,
-            input_token_weight=case.token_weights[0],
-            output_token_weight=case.token_weights[1],
-            router=router,
-            report_interval_s=interval,
-            attention_dp_balance=case.balance,
-            speculative=case.speculative,
-            **{name: getattr(case, name) for name in SHEDDING},
-            **swap_settings(case),
-        )
+        self.spec = case.spec(router=router, report_interval_s=interval, **swap_settings(case))
         self.case = case
         self.blocks: list[list[tuple[np.ndarray, int]]] = [[] for _ in range(replicas)]
         self.served: Served = simulate_on(

@@ -22,6 +22,7 @@ from pimserve.loadgen.request_classes import ClassSpec
 from pimserve.loadgen.slo import SloSpec
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.attention_dp_spec import AttentionDpBalanceSpec
+from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.kv_tier_spec import KvTierSpec
 from pimserve.scheduler.length_predictor import LengthPredictor
 from pimserve.scheduler.speculative_spec import SpeculativeSpec
@@ -122,6 +123,19 @@ class Case:
         """What is predicted of the outputs."""
         outputs = np.array([request.output_tokens for request in self.requests], np.int64)
         return LengthPredictor(self.prediction_error, self.seed).predict(outputs).tolist()
+
+    def spec(self, **more: Any) -> SchedulerSpec:
+        """Settings of the scheduler, not held to a token budget for every decode; and more of them."""
+        same = ("max_num_seqs", "long_prefill_token_threshold", "block_size", "kv_admission", "policy", "ageing_s")
+        return SchedulerSpec.model_construct(
+            **{name: getattr(self, name) for name in (*same, "prediction_error", "speculative", *SHEDDING)},
+            batching=self.batching_setting,
+            max_num_batched_tokens=self.max_num_batched_tokens or 1,
+            input_token_weight=self.token_weights[0],
+            output_token_weight=self.token_weights[1],
+            attention_dp_balance=self.balance,
+            **more,
+        )
 
     def reference_tiers(self) -> list[ReferenceTier]:
         """Its tiers, with nothing in them."""
