@@ -99,7 +99,8 @@ class Aimc:
             parted = moe is not None and "routed_experts" not in demand.parts
             in_turns = spread == "layers"
             plan = plan_of(found, chip, spec.power.idle_gating, in_turns=in_turns, layer_by_layer=parted)
-            kv_cache = self._kv_cache(network, [attention.chip for attention in found.attention], demand)
+            homes = [attention.chip for attention in found.attention]
+            kv_cache = self._kv_cache(network, homes, demand, settled=placed.mapping.settled)
             sent = found.link_bytes, found.sampled_link_bytes
         else:
             plan = self._without_attention(placed, demand, by_expert=spread == "experts")
@@ -198,7 +199,7 @@ class Aimc:
         own = replace(experts, experts=moe.experts, slots=slots, rebalance_every=every, move_pj=move_pj)
         return replace(plan, experts=own)
 
-    def _kv_cache(self, network: Network, homes: Sequence[int], demand: Demand) -> _KvCache:
+    def _kv_cache(self, network: Network, homes: Sequence[int], demand: Demand, *, settled: bool) -> _KvCache:
         """What the fullest chip's memory holds, where each layer's cache is on the chip that is its home."""
         per_token: dict[int, float] = {}
         windows: dict[int, float] = {}
@@ -214,8 +215,8 @@ class Aimc:
         tokens = int(usable / size)
         if tokens <= 0:
             where, message = "cluster.device.dram.gb", f"{usable / 1e9:.3g} GB of a chip hold no KV cache"
-            raise InputError(where, message) if usable >= apart else DoesNotFitError(where, message, None)
-        return _KvCache(tokens, int(self.spec.dram.gb * 1e9 / size), size / apart)
+            raise DoesNotFitError(where, message, None) if settled or usable < apart else InputError(where, message)
+        return _KvCache(tokens, int(self.spec.dram.gb * 1e9 / size), 1.0 if settled else size / apart)
 
     def _facts(self, placed: PlacedNetwork) -> dict[str, Any]:
         spec, network, mapping = self.spec, placed.network, placed.mapping

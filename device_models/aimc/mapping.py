@@ -51,13 +51,14 @@ class MappingSpec(BaseModel):
 @dataclass(frozen=True, slots=True)
 class Mapping:
     """Where chunks are. `tiles[m]` and `tiers[m]`: tile and tier of each chunk of matrix m, row-major; `fill`: tiers
-    used on each tile of the replica; `spread`: what chips of it share.
+    used on each tile of the replica; `spread`: what chips of it share; `settled`: more chips would change nothing.
     """
 
     tiles: tuple[tuple[int, ...], ...]
     tiers: tuple[tuple[int, ...], ...]
     fill: tuple[int, ...]
     spread: Spread = "layers"
+    settled: bool = False
 
 
 def map_network(
@@ -103,7 +104,8 @@ def _place_chips(
     tiers: list[tuple[int, ...]] = [()] * len(network.matrices)
     fill: list[int] = []
     known: dict[Hashable, tuple[list[int], _Placer]] = {}
-    for number, groups in enumerate(spreader.groups()):
+    dealt = spreader.groups()
+    for number, groups in enumerate(dealt):
         kind = number if spec.strategy == "greedy_random" else _kind(network, groups, density)
         matrices = [m for group in groups for ffn in group.ffns for m in ffn]
         if kind not in known:
@@ -118,7 +120,7 @@ def _place_chips(
         for m, other in zip(matrices, alike, strict=True):
             tiles[m], tiers[m] = of_replica[placer.tiles[other]], placer.tiers[other]
         fill += placer.fill.tolist()
-    return Mapping(tuple(tiles), tuple(tiers), tuple(fill), spreader.spread)
+    return Mapping(tuple(tiles), tuple(tiers), tuple(fill), spreader.spread, spreader.settled(dealt))
 
 
 def _kind(network: Network, groups: Sequence[Group], density: _Density | None) -> Hashable:

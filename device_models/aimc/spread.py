@@ -79,6 +79,12 @@ class Spreader:
             raise self.does_not_fit()
         return chips
 
+    def settled(self, dealt: Sequence[Sequence[Group]]) -> bool:
+        """Whether more chips would get the same groups, and nothing: the fullest has one, which is never parted."""
+        fullest = max(sum(group.tiers for group in on_chip) for on_chip in dealt)
+        largest = max((group.tiers for on_chip in dealt for group in on_chip), default=0)
+        return not self._by_expert and self.chip.chips > 1 and fullest == largest
+
     def does_not_fit(self) -> DoesNotFitError:
         """The error that says how much is needed, how much there is, and what would do."""
         chip, experts = self.chip, self._experts_per_chip(self.chip.chips)
