@@ -66,7 +66,7 @@ class GapBatches:
 
     def state(self) -> dict[str, Any]:
         """What it holds, as JSON can hold it."""
-        filled = np.flatnonzero(self._counts)
+        filled = self._low * self._stretches + np.flatnonzero(self._counts[self._low : self._high])
         return {
             "bins": filled.tolist(),
             "counts": self._counts.reshape(-1)[filled].tolist(),
@@ -75,7 +75,7 @@ class GapBatches:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Hold what `state` says."""
-        self._counts[:] = 0
+        self._counts[self._low : self._high] = 0
         self._counts.reshape(-1)[np.array(state["bins"], np.int64)] = state["counts"]
         self._sums_ns[:] = state["sums_ns"]
         rows = [place // self._stretches for place in state["bins"]]

@@ -65,7 +65,7 @@ class DurationHistogram:
 
     def state(self) -> dict[str, Any]:
         """What it holds, as JSON can hold it."""
-        filled = np.flatnonzero(self._counts)
+        filled = self._low + np.flatnonzero(self._used)
         return {"buckets": filled.tolist(), "counts": self._counts[filled].tolist(), "sum_fs": self._sum_fs}
 
     @classmethod
@@ -77,7 +77,7 @@ class DurationHistogram:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Hold what `state` says."""
-        self._counts[:] = 0
+        self._used[:] = 0
         self._counts[np.array(state["buckets"], np.int64)] = state["counts"]
         self._low = min(state["buckets"], default=len(self._counts))
         self._high = max(state["buckets"], default=-1) + 1
@@ -93,14 +93,13 @@ class DurationHistogram:
 
         A duration within 2**-12 of a bound may be counted on its other side.
         """
-        used = slice(self._low, self._high)
-        bucket = _bucket_of(tuple(bounds_s))[used]
-        return np.asarray(np.bincount(bucket, self._counts[used], minlength=len(bounds_s) + 1), np.int64)
+        bucket = _bucket_of(tuple(bounds_s))[self._low : self._high]
+        return np.asarray(np.bincount(bucket, self._used, minlength=len(bounds_s) + 1), np.int64)
 
     @property
     def count(self) -> int:
         """Total weight."""
-        return int(self._counts.sum())
+        return int(self._used.sum())
 
     def mean_s(self) -> float | None:
         """Weighted mean, s; None when empty."""
@@ -126,7 +125,12 @@ class DurationHistogram:
         return self._bin_at(nearest_place(self.count, percent))
 
     def _bin_at(self, place: int) -> int:
-        return int(np.searchsorted(np.cumsum(self._counts), place + 1))
+        return self._low + int(np.searchsorted(np.cumsum(self._used), place + 1))
+
+    @property
+    def _used(self) -> NDArray[np.int64]:
+        """The buckets that are not empty, and those between them."""
+        return self._counts[self._low : self._high]
 
     def share_up_to(self, place: int, width: int) -> float:
         """Of what is in the block of so many bins that holds bin `place`, the share that is in it or below."""

@@ -57,3 +57,14 @@ def test_weights_of_zero_count_for_nothing() -> None:
     histogram = filled([(10**12, 0), (10**13, 4)])
     assert histogram.count == 4
     assert histogram.percentile_s(1) == pytest.approx(0.01, rel=2**-12)
+
+
+@given(DURATIONS, DURATIONS)
+def test_what_a_state_says_replaces_all_that_was_held(
+    samples: list[tuple[int, int]], others: list[tuple[int, int]]
+) -> None:
+    kept, other = filled(samples), filled(others)
+    other.restore(kept.state())
+    assert other.state() == kept.state() == DurationHistogram.of_state(kept.state()).state()
+    assert other.count == kept.count
+    assert [other.percentile_s(p) for p in (1, 50, 99)] == [kept.percentile_s(p) for p in (1, 50, 99)]
