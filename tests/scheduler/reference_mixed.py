@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from math import floor
 
 import numpy as np
@@ -74,6 +75,7 @@ def mixed_fs(
             counts["requests"] = counts["decodes"] + counts["prompts"]
             counts["all_tokens"], counts["all_decodes"] = tokens, requests[part]
 
+        @cache  # every layer of a kind asks
         def once(stage: str, runs: str, of_busiest=of_busiest, of_all=of_all) -> int:
             """Of row terms, in one layer of that kind."""
             repeats = {"layers": layers, "dense_layers": dense_layers, "moe_layers": moe_layers}.get(runs, 1)
