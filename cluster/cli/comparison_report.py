@@ -29,7 +29,7 @@ def comparison_report(comparison: Comparison, screen: Console) -> RenderableType
         legend.add_row(Text(letter, style="bold"), Text(run.title), Text(run.place, overflow="fold"))
         if settings:
             legend.add_row("", Text(settings, style="dim", overflow="fold"), "")
-    parts: list[RenderableType] = [legend, *(Text(f"note: {note}") for note in comparison.notes)]
+    parts: list[RenderableType] = [legend, *(Text(f"note: {note}") for note in comparison.all_notes)]
     others = range(1, len(runs))
     for table in in_slices(
         screen,

@@ -100,7 +100,9 @@ def _compared(runs: Sequence[ReportRun], places: Sequence[Path]) -> tuple[Compar
 def _differences(comparison: Comparison, names: Sequence[str], unknown: str) -> Section:
     if unknown:
         return Section("differences", "Differences of settings", [f"Not known: {unknown}."])
+    text = [f"{comparison.unknown[0].upper()}{comparison.unknown[1:]}."] if comparison.unknown else []
     if not comparison.differences:
-        return Section("differences", "Differences of settings", ["The runs have the same settings."])
+        same = "These are the same." if comparison.unknown else "The runs have the same settings."
+        return Section("differences", "Differences of settings", [*text, same])
     table = difference_table(comparison.differences, names)
-    return Section("differences", "Differences of settings", tables=[table])
+    return Section("differences", "Differences of settings", text, tables=[table])

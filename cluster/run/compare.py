@@ -82,18 +82,27 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Runs, their figures, and the settings that are not the same in all: path to one value per run."""
+    """Runs, their figures, and the settings that are not the same in all: path to one value per run.
+
+    `notes`: sentences on the runs; `unknown`: which settings were not compared, and why; empty: all were.
+    """
 
     runs: tuple[Run, ...]
     quantities: tuple[Quantity, ...]
     differences: Mapping[str, tuple[Any, ...]]
     unlike: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    unknown: str = ""
 
     @property
     def differences_by_section(self) -> Mapping[str, tuple[Any, ...]]:
         """The differences with figures of one section of a device in one line, as text, and placements as labels."""
         return _in_sections(with_labels(self.differences))
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """Sentences on the runs, and on settings."""
+        return (*self.notes, self.unknown) if self.unknown else self.notes
 
     def named_settings(self) -> tuple[str, ...]:
         """Of each run, what it has of the scheduler's settings that are not the same in all; "": none of its own."""
@@ -119,7 +128,7 @@ class Comparison:
             },
             "differences": {path: list(values) for path, values in self.differences.items()},
             "not_like_for_like": list(self.unlike),
-            "notes": list(self.notes),
+            "notes": list(self.all_notes),
         }
 
 
@@ -143,13 +152,10 @@ def compare(places: Sequence[Path]) -> Comparison:
         if (newer := [other for other in newer_runs(place) if other[0].resolve() not in compared])
     )
     scenarios = [_scenario(place if place.is_dir() else place.parent) for place in places]
-    unknown = [str(place) for place, scenario in zip(places, scenarios, strict=True) if scenario is None]
-    if unknown:
-        notes += (
-            f"of settings only those in summaries are compared, none of the scheduler: no {SCENARIO_FILE} beside "
-            f"{', '.join(unknown)}",
-        )
-    return replace(compare_runs(runs, _settings(runs, scenarios)), notes=notes)
+    without = [str(place) for place, scenario in zip(places, scenarios, strict=True) if scenario is None]
+    told = f"of settings only those in summaries are compared, none of the scheduler: no {SCENARIO_FILE} beside "
+    unknown = told + ", ".join(without) if without else ""
+    return replace(compare_runs(runs, _settings(runs, scenarios)), notes=notes, unknown=unknown)
 
 
 def _place_of(place: Path) -> Path:

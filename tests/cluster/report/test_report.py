@@ -332,6 +332,15 @@ def test_a_scenario_that_cannot_be_read_spoils_no_comparison(runs, copy, tmp_pat
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_settings_that_no_scenario_tells_are_not_called_the_same(copy, tmp_path):
+    assert "The runs have the same settings." in page_of([copy, copy], tmp_path)[1].text
+    (copy / "scenario.yaml").unlink()
+    _, page = page_of([copy, copy], tmp_path)
+    assert "The runs have the same settings." not in page.text
+    assert any(each.startswith("Of settings only those in summaries are compared, none") for each in page.text)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_only_what_is_below_is_promised(copy, tmp_path):
     assert "save the scenario below" in page_of(copy, tmp_path)[0]
     (copy / "scenario.yaml").unlink()

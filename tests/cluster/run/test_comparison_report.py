@@ -86,7 +86,7 @@ def test_settings_of_which_summaries_say_nothing_are_told(save):
         "note: of settings only those in summaries are compared, none of the scheduler: no scenario.yaml beside" in text
     )
     assert str(alone) in text.replace(" ", "")
-    assert not compare([save("b", SCENARIO), save("c", SCENARIO)]).notes
+    assert not compare([save("b", SCENARIO), save("c", SCENARIO)]).all_notes
 
 
 def test_every_figure_of_the_devices_that_differs_is_listed(save):
