@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
@@ -149,6 +150,12 @@ def _names(kind: Kind) -> list[str]:
 
 
 def _load_yaml(kind: Kind, name: str) -> dict[str, Any]:
+    """The document of that name, which is the caller's to change."""
+    return deepcopy(_read(kind, name))
+
+
+@cache  # a search for the fewest devices that will do asks for the same one again and again
+def _read(kind: Kind, name: str) -> dict[str, Any]:
     # Only listed names reach the file system, so a name cannot point outside the catalogue.
     known = _names(kind)
     if name not in known:

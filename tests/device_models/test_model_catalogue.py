@@ -236,6 +236,13 @@ def test_device_documents_load() -> None:
     assert all(load_device_document(name) for name in device_names())
 
 
+def test_a_document_is_read_once_and_is_whoevers_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_device_document("h100")
+    monkeypatch.setattr(catalogue, "parse_document", lambda *_: pytest.fail("it was read before"))
+    first["peak_tflop_per_s"]["bf16"] = 1
+    assert load_device_document("h100")["peak_tflop_per_s"]["bf16"] > 1
+
+
 @pytest.mark.parametrize(
     ("text", "where", "message"),
     [
