@@ -15,6 +15,8 @@ EDITABLE := pip install --quiet --no-deps --no-build-isolation --editable .
 EAGERLY := --upgrade --upgrade-strategy eager --editable '.[dev]'
 unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes, each of which would compile the sources anew
 
+COMPILED := $(wildcard device_models/compiled/*.[ch])  # a C compiler makes runs faster, and is not needed
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help run test test-slow test-deep test-unit test-newest mutants lock lint fmt bench protos protos-check site site-serve clean
@@ -27,13 +29,13 @@ define make_venv
 @test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 endef
 
-$(RUN_READY): pyproject.toml requirements/build.txt requirements/run.txt
+$(RUN_READY): pyproject.toml setup.py requirements/build.txt requirements/run.txt $(COMPILED)
 	$(make_venv)
 	$(BIN)/$(LOCKED) -r requirements/build.txt -r requirements/run.txt
 	$(BIN)/$(EDITABLE)
 	@touch $@
 
-$(DEV_READY): pyproject.toml requirements/dev.txt
+$(DEV_READY): pyproject.toml setup.py requirements/dev.txt $(COMPILED)
 	$(make_venv)
 	$(BIN)/$(LOCKED) -r requirements/dev.txt
 	$(BIN)/$(EDITABLE)
@@ -123,5 +125,6 @@ bench: $(RUN_READY) ## speed of the simulator itself
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean: ## remove all that make made, but for results/
+	rm -f device_models/compiled/*.so
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find $(wildcard benchmarks cluster device_models loadgen scheduler src tests) -name __pycache__ -prune -exec rm -rf {} +

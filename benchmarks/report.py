@@ -9,6 +9,8 @@ from pathlib import Path
 
 from cases import Figure
 
+from pimserve.device_models.compiled import COMPILED
+
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 _COLUMNS = (
     "case", "what", "requests", "replicas", "offered req/s", "steps", "mean batch", "loop s", "process s", "CPU s",
@@ -96,8 +98,10 @@ def _machine() -> str:
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    part = "with" if COMPILED else "without"
     return (
-        f"Python {platform.python_version()}, {os.cpu_count()} CPUs ({model}), load average at the end {load}. "
+        f"Python {platform.python_version()}, {part} what is in C, {os.cpu_count()} CPUs ({model}), "
+        f"load average at the end {load}. "
         "Times: the best of the runs, the median in brackets. Rates: per second of the loop; `--json` also has them "
         "per second of CPU time."
     )

@@ -19,8 +19,8 @@ from pimserve.device_models.popularity_walk import Drift
 from pimserve.device_models.rebalancing import layouts_by, moves_pj, placed_at
 
 POOL_SIZE = 128  # outcomes per token count; a power of two
-_FINE_TOKENS = 32  # token counts up to this have a pool each; above, 2**_OCTAVE_BITS per octave
-_OCTAVE_BITS = 3
+FINE_TOKENS = 32  # token counts up to this have a pool each; above, 2**OCTAVE_BITS per octave
+OCTAVE_BITS = 3
 _LAYER_DRAWS = 2**13  # layer draws x experts of one pool, where all layers of all outcomes would need more
 _LEAST_DRAWS = 256
 TABLES_KEPT = 512  # token counts of which the layers of all outcomes are kept
@@ -75,9 +75,9 @@ class Routing:
 
 def pool_bucket(tokens: int) -> tuple[int, int]:
     """Token counts at or below, and at or above, `tokens` that have a pool: all up to 32, then 8 per octave."""
-    if tokens <= _FINE_TOKENS:
+    if tokens <= FINE_TOKENS:
         return tokens, tokens
-    step = 1 << (tokens.bit_length() - 1 - _OCTAVE_BITS)
+    step = 1 << (tokens.bit_length() - 1 - OCTAVE_BITS)
     low = tokens // step * step
     return (low, low) if low == tokens else (low, low + step)
 
@@ -107,6 +107,8 @@ class ExpertPools:
         self._pools = drawn.pools
         self._layer_pools = drawn.layer_pools
         self._layer_lists: Memo[int, list[list[int]]] = Memo(lambda tokens: self._layer_pools[tokens].T.tolist())
+        # (POOL_SIZE, layers): the same by outcome
+        self.layer_tables: Memo[int, IntArray] = Memo(lambda tokens: np.ascontiguousarray(self._layer_pools[tokens].T))
         self._pool_times: Memo[int, list[int]] = Memo(lambda tokens: self._pools[tokens][:, 0].tolist())
         self.prefixes_fs = Memo(self._prefix_fs)  # by token count
         self.layers_fs = Memo(self._layers_at, TABLES_KEPT)  # by token count, (layers, POOL_SIZE) each

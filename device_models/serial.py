@@ -48,8 +48,7 @@ class SerialTiming:
     def __init__(self, data_parallel: int, ways: Sequence[WayCosts], prefill_units: Sequence[str]) -> None:
         self.data_parallel = data_parallel
         self.loads = tuple(Load(unit, 0, 0, 0, (), (1, 1)) for unit in prefill_units)
-        self._ways = ways
-        self._others = ways[1:]
+        self.ways = ways
 
     def prefill(
         self, decodes: int, chunks: Sequence[tuple[int, int]], attention_fs: Sequence[int], verify_tokens: int = 1
@@ -76,7 +75,7 @@ class SerialTiming:
         _, _, _, _, _, _, _, _, prefill_fs, _, _, requests, context, _, _ = shape
         share = -(-requests // self.data_parallel)
         times = []
-        for slope, windowed, per_request, beside_prefill in self._ways:
+        for slope, windowed, per_request, beside_prefill in self.ways:
             time = slope * context + per_request * share
             for window_slope, window in windowed:
                 time = time + window_slope * least([context, window * requests])
@@ -101,8 +100,8 @@ class SerialTiming:
 
     def decode_span(self, requests: int, context: int, steps: int) -> tuple[int, int, int]:
         """(time of the first step, what each further one takes more, steps for which that holds, at most `steps`)."""
-        first, growth, steps = self._span(self._ways[0], requests, context, steps)
-        for way in self._others:
+        first, growth, steps = self._span(self.ways[0], requests, context, steps)
+        for way in self.ways[1:]:
             other, other_growth, steps = self._span(way, requests, context, steps)
             lead = other - first
             lost = growth - other_growth  # of it, in each step

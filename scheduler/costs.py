@@ -9,12 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from pimserve.arrays import IntArray
+from pimserve.device_models import compiled
 from pimserve.device_models.evaluate import DecodeSpan, Span, step_fs, step_of
 from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.memo import Memo
 from pimserve.device_models.plan import ChunkShape, CostPlan
 from pimserve.device_models.routed_link import LinkKey
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
+from pimserve.device_models.serial import SerialTiming
 from pimserve.device_models.slowdown import NORMAL, SlowPools, slow_plan
 from pimserve.device_models.step import StepShape, StepTuple
 from pimserve.scheduler.requests import FOREVER
@@ -90,8 +92,28 @@ class ReplicaCosts:
         if plan.shared_rows:
             self._shared_fs = Memo(lambda counts: plan.shared_rows_fs(*counts))
         self._by_requests = any(term.rows not in {"tokens", "outputs"} for term in plan.rows)
-        self._chunk_cost = Memo(plan.chunk_cost, _CHUNKS_KEPT).__getitem__
+        chunks = Memo(plan.chunk_cost, _CHUNKS_KEPT)
+        self._chunk_cost = chunks.__getitem__
+        self._serial = self._serial_steps(chunks)
         self._drawn: dict[int, IntArray] = {}
+
+    def _serial_steps(self, chunks: Memo[ChunkShape, tuple[int, int, int]]) -> compiled.SerialSteps | None:
+        """None: there is no compiled part, or it does not know the plan's kind of timing, or its numbers."""
+        if not compiled.COMPILED or not isinstance(self._timing, SerialTiming):
+            return None
+        try:
+            return compiled.SerialSteps(
+                tuple(self._timing.ways),
+                self.plan.data_parallel,
+                self._verify_tokens,
+                chunks=chunks,
+                tokens=self._tokens_fs,
+                outputs=self._outputs_fs,
+                requests=self._requests_fs if self._by_requests else None,
+                decodes=self._decode_rows_fs,
+            )
+        except OverflowError:
+            return None
 
     def of_replica(self, replica: int) -> ReplicaCosts:
         """The costs of another replica of the same plan; what is memoised for the plan is shared."""
@@ -137,6 +159,11 @@ class ReplicaCosts:
             outputs: tokens that it emits.
         """
         timing, width = self._timing, self._verify_tokens
+        if self._serial is not None:
+            found = self._serial.prompt_step(decodes, context, chunks, outputs)
+            if found is not None:
+                shape, time = found
+                return shape, time if self.pools is None else time + self.experts_fs(shape[3] + width * decodes, step)
         shape = step_of(timing, decodes, context, chunks, outputs, self._chunk_cost, width)
         _, _, _, tokens, prompts, _, busiest, *_ = shape
         tokens += width * decodes
@@ -153,13 +180,18 @@ class ReplicaCosts:
         `context` is what the requests attend to in the first step; it grows by `decodes` a step.
         """
         plan, width = self.plan, self._verify_tokens
-        share = -(-decodes // plan.data_parallel)
         most = most if most < self.max_span else self.max_span
+        prefix: Sequence[int] = ()
+        at = 0
+        if plan.experts is not None:
+            prefix, at = self.experts_prefix(width * decodes, step)
+        if self._serial is not None:
+            span = self._serial.decode_span(decodes, context, most, prefix, at)
+            if span is not None:
+                return span
+        share = -(-decodes // plan.data_parallel)
         first, growth, steps = self._timing.decode_span(decodes, context, most)
         first += self._decode_rows_fs[share]
-        if plan.experts is None:
-            return DecodeSpan(steps, width * share, first, growth)
-        prefix, at = self.experts_prefix(width * decodes, step)
         return DecodeSpan(steps, width * share, first, growth, prefix, at)
 
     def groups_step(self, step: int, groups: Sequence[GroupLoad]) -> tuple[StepTuple[int], int, int]:
@@ -232,7 +264,7 @@ class ReplicaCosts:
         """(prefix, i): the experts of steps step .. step + n - 1 take prefix[i + n] - prefix[i], n up to `max_span`."""
         assert self.pools is not None
         if self.exact:
-            return (0, self.experts_fs(tokens, step)), 0
+            return [0, self.experts_fs(tokens, step)], 0
         return self.pools.prefixes_fs[tokens], (self.offset + step) % POOL_SIZE
 
     def experts_fs(self, tokens: int, step: int) -> int:

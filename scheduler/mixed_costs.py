@@ -27,6 +27,7 @@ from pimserve.device_models.round_trips import PartTimes, lack_fs, schedule_fs, 
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 from pimserve.device_models.slowdown import slow_plan
 from pimserve.device_models.step import N, StepShape, StepTuple
+from pimserve.scheduler.compiled_steps import mixed_steps
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.plan_tables import PlanTables
 from pimserve.scheduler.requests import FOREVER
@@ -65,7 +66,7 @@ class MixedSpan:
 class MixedCosts(ReplicaCosts):
     """Times of steps on one replica of a plan with micro-batches."""
 
-    __slots__ = ("_decoding", "_micro", "_once_fs", "_outcomes_fs", "_rows")  # as `EngineCore` has some
+    __slots__ = ("_decoding", "_micro", "_mixed", "_once_fs", "_outcomes_fs", "_rows")  # as `EngineCore` has some
 
     def __init__(self, plan: CostPlan, pools: ExpertPools | None, *, replica: int, seed: int, exact: bool) -> None:
         super().__init__(plan, pools, replica=replica, seed=seed, exact=exact)
@@ -82,6 +83,7 @@ class MixedCosts(ReplicaCosts):
         self._rows, self._decoding, self._alone_fs = tables.rows, tables.decoding, tables.alone_fs
         self._once_fs, self.link_more = tables.once_fs, tables.link_more
         self._prefixes_fs: Memo[int, list[int]] = Memo(self._prefix_fs)
+        self._mixed = None if self.exact else mixed_steps(tables, self.pools)
         self._alike: Memo[int, bool] = Memo(self._same_in_all)
         self._outcomes_fs: Memo[tuple[int, int], list[int]] = Memo(self._outcome_fs, _OUTCOMES_KEPT)
         self._behind_experts: Memo[tuple[int, int], tuple[int, list[int]]] = Memo(self._experts_hide)
@@ -116,7 +118,13 @@ class MixedCosts(ReplicaCosts):
     ) -> tuple[StepTuple[int], int]:
         """As of any replica."""
         width = self._verify_tokens
-        shape = step_of(self._timing, decodes, context, chunks, outputs, self._chunk_cost, width)
+        shape = None if self._serial is None else self._serial.shape(decodes, context, chunks, outputs)
+        if shape is None:
+            shape = step_of(self._timing, decodes, context, chunks, outputs, self._chunk_cost, width)
+        if self._mixed is not None:
+            time = self._mixed.step_fs(shape, self.offset + step * self._micro.parts)
+            if time is not None:
+                return shape, time
         once, parts = self.parts_of_step(StepShape(*shape), step)
         return shape, once + schedule_fs(parts)
 
@@ -137,12 +145,18 @@ class MixedCosts(ReplicaCosts):
     def decode_span(self, step: int, decodes: int, context: int, most: int) -> Span:
         """As of any replica; within a span the time of attention's devices grows evenly."""
         width = self._verify_tokens
+        share, once = width * -(-decodes // self.plan.data_parallel), self._once_fs[decodes]
+        most = most if most < self.max_span else self.max_span
+        if self._mixed is not None and self._micro.parts > 1:
+            outcome = self.offset + step * self._micro.parts
+            ends_fs = self._mixed.ends_fs(decodes, context, outcome, most, once)
+            if ends_fs is not None:
+                return MixedSpan(share, ends_fs)
         sizes = self._micro.sizes(decodes, context, width)
-        steps, grows = min(most, self.max_span), []
+        steps, grows = most, []
         for size, of_size in sizes:
             first, growth, steps = self._timing.decode_span(size, of_size, steps)
             grows.append((size, first, growth))
-        share, once = width * -(-decodes // self.plan.data_parallel), self._once_fs[decodes]
         if self._micro.parts == 1:
             prefix, at = self._experts_prefix(width * decodes, step)
             return DecodeSpan(steps, share, once + grows[0][1] + self._alone_fs[decodes], grows[0][2], prefix, at)
@@ -157,7 +171,9 @@ class MixedCosts(ReplicaCosts):
                 visits, (_, first, growth) = len(self._micro.visits), grows[0]
                 return DecodeSpan(steps, share, once + first // visits, growth // visits, prefix, at)
         if not self.exact and all(self._alike[width * size] for size, _, _ in grows):
-            return self._evenly(steps, share, lambda after: once + self._after_fs(grows, step, after))
+            span = self._evenly(steps, share, lambda after: once + self._after_fs(grows, step, after))
+            if span is not None:
+                return span
         if steps < _COLUMNS_FROM:
             each = (once + self._after_fs(grows, step, after) for after in range(steps))
             return MixedSpan(share, list(accumulate(each)))
@@ -178,16 +194,16 @@ class MixedCosts(ReplicaCosts):
             parts.append(micro.part(self._decoding[requests], layer_fs, routed))
         return schedule_fs(parts)
 
-    def _evenly(self, steps: int, share: int, after_fs: Callable[[int], int]) -> DecodeSpan:
-        """Of at most so many steps whose routed experts take the same, those whose time grows evenly.
+    def _evenly(self, steps: int, share: int, after_fs: Callable[[int], int]) -> DecodeSpan | None:
+        """Of steps whose routed experts take the same; None: their time does not grow evenly.
 
         A step takes as long as the longest path through its schedule, and each path grows evenly with the contexts. So
         the time is convex: steps between are on one line with the first two if the last is.
         """
         first = after_fs(0)
         growth = after_fs(1) - first if steps > 1 else 0
-        while steps > 2 and after_fs(steps - 1) != first + growth * (steps - 1):
-            steps //= 2
+        if steps > 2 and after_fs(steps - 1) != first + growth * (steps - 1):
+            return None
         return DecodeSpan(steps, share, first, growth)
 
     def experts_features(self, steps: StepShape[IntArray], numbers: IntArray) -> IntArray:
@@ -254,7 +270,7 @@ class MixedCosts(ReplicaCosts):
     def _experts_prefix(self, tokens: int, step: int) -> tuple[Sequence[int], int]:
         """(prefix, i): without micro-batches, routed experts of n steps take prefix[i + n] - prefix[i]."""
         if self.exact:
-            return (0, sum(self._routed(tokens, step, 0))), 0
+            return [0, sum(self._routed(tokens, step, 0))], 0
         return self._prefixes_fs[tokens], (self.offset + step) % POOL_SIZE
 
     def _orbit(self, step: int) -> tuple[int, int]:

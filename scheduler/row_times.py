@@ -19,17 +19,17 @@ class RowTimes:
         self._plan = plan
         self._alike = plan.data_parallel == plan.verify_tokens == 1  # what all have, and one token of each request
         kinds = dict.fromkeys((term.rows, _of_busiest(plan, term.stage)) for term in plan.rows_of_parts)
-        self._by_count = [(rows, busiest, _memo(plan, micro, rows, busiest)) for rows, busiest in kinds]
+        self.by_count = [(rows, busiest, _memo(plan, micro, rows, busiest)) for rows, busiest in kinds]
         self._none = micro.rows({("attention", "layers"): 0})
 
     def of(self, part: StepShape[int]) -> list[int]:
         """Of a micro-batch, as `MicroBatches.part` takes them."""
         if self._alike:
             counts = row_counts(part.decodes + part.prefill_tokens, part.outputs, part.decodes, part.chunks)
-            times = [memo[counts[rows]] for rows, _, memo in self._by_count]
+            times = [memo[counts[rows]] for rows, _, memo in self.by_count]
         else:
             each = counts_of(self._plan, part)
-            times = [memo[each[busiest][rows]] for rows, busiest, memo in self._by_count]
+            times = [memo[each[busiest][rows]] for rows, busiest, memo in self.by_count]
         found, *others = times or [self._none]
         for time in others:
             found = list(map(add, found, time))

@@ -42,12 +42,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def package_files(folder: Path) -> set[str]:
-    """Paths of the files under `folder`, relative to it, through symlinked folders."""
+    """Paths of the files under `folder`, relative to it, through symlinked folders; but for sources in C."""
     return {
         str((Path(parent) / name).relative_to(folder))
         for parent, _, names in os.walk(folder, followlinks=True)
         for name in names
-        if not name.endswith(".pyc")
+        if not name.endswith((".pyc", ".c", ".h"))
     }
 
 
