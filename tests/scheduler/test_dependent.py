@@ -340,6 +340,9 @@ def test_the_engine_equals_the_naive_one(case: Case, data: st.DataObject) -> Non
     times = ("arrival_ps", "first_scheduled_ps", "first_token_ps", "finish_ps", "emitted_tokens", "preemptions")
     rows = list(zip(*(run.table[name].tolist() for name in times), strict=True))
     assert rows == [tuple(getattr(row, name) for name in times) for row in expected.requests]
+    gaps = run.served.logs[0].itl
+    assert gaps.count == sum(weight for _, weight in expected.itl)
+    assert gaps.state()["sum_fs"] == sum(gap * weight for gap, weight in expected.itl)
 
 
 @pytest.mark.parametrize(("users", "think_s"), [(1, 1.0), (4, 5.0), (12, 8.0)])
