@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pimserve.arrays import IntArray
 from pimserve.cluster.base.files import output_file
 from pimserve.cluster.report.axes import nothing, per_cent, plain, thousands
 from pimserve.errors import InputError
@@ -28,6 +29,7 @@ _WIDTHS = 40  # for which dispersion is drawn
 _MOST_BINS = 2_000_000
 _FEWEST_BINS = 10  # of which a dispersion says something
 _PALEST = 0.2  # requests that would be white, so that a single one is not
+_PAIR = 2**31  # more than tokens of a request
 _TICKS = 6  # of a logarithmic axis
 _LEAST_GAP = 1e-4  # that is shown, of the mean
 _MOST_POINTS = 20_000  # of a curve
@@ -98,14 +100,15 @@ def _arrivals(axes: Axes, stats: TraceStats) -> None:
 
 def _gaps(axes: Axes, stats: TraceStats) -> None:
     axes.set(title="gaps between arrivals", xlabel="gap, s", ylabel="share of gaps no longer", xscale="log")
-    gaps_s = np.sort(np.diff(stats.trace.arrival_ps)) / PS_PER_S
     mean_s = stats.arrivals.gap_mean_s
     if not mean_s:
         return
-    positive = gaps_s[gaps_s > 0]
-    low_s = min(max(positive[0], mean_s * _LEAST_GAP), mean_s / 100)
-    x = np.geomspace(low_s, max(positive[-1], 5 * mean_s), 2000)
-    share = np.searchsorted(gaps_s, x, side="right") / len(gaps_s)
+    gaps_ps = np.diff(stats.trace.arrival_ps)
+    gaps_ps.sort()
+    least_s, most_s = (gaps_ps[place] / PS_PER_S for place in (np.searchsorted(gaps_ps, 0, side="right"), -1))
+    low_s = min(max(least_s, mean_s * _LEAST_GAP), mean_s / 100)
+    x = np.geomspace(low_s, max(most_s, 5 * mean_s), 2000)
+    share = np.searchsorted(gaps_ps, (x * PS_PER_S).astype(np.int64), side="right") / len(gaps_ps)
     axes.plot(x, share, color=_BLUE, label="trace")
     axes.plot(x, -np.expm1(-x / mean_s), color=_ORANGE, linestyle="--", label="exponential, same mean")
     _logarithmic(axes.xaxis, plain)
@@ -136,9 +139,12 @@ def _pairs(axes: Axes, stats: TraceStats) -> None:
     axes.set(title=f"lengths{correlation}", xlabel="input, tokens", ylabel="output, tokens")
     from matplotlib.colors import LogNorm  # noqa: PLC0415 slow
 
+    inputs, outputs, requests = _distinct_pairs(stats.trace.input_tokens, stats.trace.output_tokens)
     axes.hexbin(
-        stats.trace.input_tokens,
-        stats.trace.output_tokens,
+        inputs,
+        outputs,
+        C=requests,
+        reduce_C_function=np.sum,
         xscale="log",
         yscale="log",
         gridsize=36,
@@ -148,6 +154,14 @@ def _pairs(axes: Axes, stats: TraceStats) -> None:
     )
     _logarithmic(axes.xaxis, thousands)
     _logarithmic(axes.yaxis, thousands)
+
+
+def _distinct_pairs(inputs: IntArray, outputs: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """Lengths of requests, each pair once, and how many have it, as a picture makes many arrays of what it is given."""
+    pairs = inputs * _PAIR + outputs
+    pairs.sort()
+    begins = np.flatnonzero(np.diff(pairs, prepend=-1))
+    return pairs[begins] // _PAIR, pairs[begins] % _PAIR, np.diff(begins, append=len(pairs))
 
 
 def _lengths(axes: Axes, stats: TraceStats) -> None:
