@@ -10,7 +10,8 @@ Py_ssize_t parts_of(const MixedSteps *mixed, fs_t tokens)
     return n;
 }
 
-/* MicroBatches.split, of those that have tokens, which come first. */
+/* MicroBatches.split. Some may be empty where others have prompts alone: they take no time, and hold nobody up, as the
+   next one waits for all that they wait for. */
 Py_ssize_t split(const MixedSteps *mixed, const Shape *whole, Shape *parts)
 {
     fs_t requests = whole->decodes, prefill = whole->prefill, verify = mixed->serial.verify_tokens;

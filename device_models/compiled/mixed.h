@@ -5,7 +5,7 @@
 
 #include "steps.h"
 
-#define MOST_PARTS 16 /* compiled/mixed.py knows it */
+#define MOST_PARTS 16 /* as in scheduler/compiled_steps.py */
 
 /* Visits that are alike: layers of each, and whether it calls for routed experts. */
 typedef struct {

@@ -29,7 +29,9 @@ static int read_rounds(MixedSteps *self, PyObject *given)
     }
     for (Py_ssize_t i = 0; i < self->n_rounds; i++) {
         long long visits, layers;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, i), "LLp", &visits, &layers, &self->rounds[i].routed))
+        if (!is_tuple(PyTuple_GET_ITEM(given, i)) ||
+            !PyArg_ParseTuple(PyTuple_GET_ITEM(given, i), "LLp", &visits, &layers, &self->rounds[i].routed) ||
+            in_range(visits, 1, MOST_OF_PLAN - self->visits) < 0 || in_range(layers, 0, MOST_OF_PLAN) < 0)
             return -1;
         self->rounds[i].visits = visits;
         self->rounds[i].layers = layers;
@@ -55,6 +57,13 @@ static int read_plan(MixedSteps *self, PyObject *args, PyObject *keywords)
         PyErr_SetString(PyExc_ValueError, "a layer and an outcome are needed");
         return -1;
     }
+    if (fine_tokens < 1 || octave_bits < 0 || octave_bits > 20 || fine_tokens >> octave_bits == 0) {
+        PyErr_SetString(PyExc_ValueError, "above fine tokens, an octave has as many pools as its bits say");
+        return -1;
+    }
+    if (in_range(closing, 0, MOST_OF_PLAN) < 0 || in_range(layers, 1, MOST_OF_PLAN) < 0 ||
+        in_range(pool_size, 1, MOST_OF_PLAN) < 0)
+        return -1;
     self->closing_layers = closing;
     self->layers = layers;
     self->serial.data_parallel = data_parallel;
@@ -117,9 +126,18 @@ static int read_shape(PyObject *fields, Shape *shape)
     fs_t *first[] = {&shape->decodes, &shape->context, &shape->prefill,
                      &shape->chunks,  &shape->outputs, &shape->busiest};
     for (int i = 0; i < 6; i++)
-        if (as_fs(PyTuple_GET_ITEM(fields, i + 1), first[i]) < 0)
+        if (as_count(PyTuple_GET_ITEM(fields, i + 1), MOST_COUNT, first[i]) < 0)
             return -1;
-    return as_fs(PyTuple_GET_ITEM(fields, 8), &shape->prefill_fs);
+    return as_count(PyTuple_GET_ITEM(fields, 8), (fs_t)1 << 62, &shape->prefill_fs);
+}
+
+/* Python's modulo, which is never below 0. */
+static int as_outcome(const MixedSteps *self, PyObject *number, fs_t *into)
+{
+    if (as_fs(number, into) < 0)
+        return -1;
+    *into = (*into % self->pool_size + self->pool_size) % self->pool_size;
+    return 0;
 }
 
 PyDoc_STRVAR(step_doc, "step_fs(shape, outcome): time of one step, fs; None: beyond 64 bit.\n\n"
@@ -135,7 +153,7 @@ static PyObject *mixed_step(MixedSteps *self, PyObject *const *args, Py_ssize_t 
         PyErr_SetString(PyExc_TypeError, "step_fs(shape, outcome)");
         return NULL;
     }
-    if (read_shape(args[0], &whole) < 0 || as_fs(args[1], &outcome) < 0 || once_fs(self, &whole, &once) < 0)
+    if (read_shape(args[0], &whole) < 0 || as_outcome(self, args[1], &outcome) < 0 || once_fs(self, &whole, &once) < 0)
         return or_none(NULL);
     Py_ssize_t count = split(self, &whole, parts);
     for (Py_ssize_t p = 0; p < count; p++) {
@@ -182,16 +200,16 @@ PyDoc_STRVAR(ends_doc,
 static PyObject *mixed_ends(MixedSteps *self, PyObject *const *args, Py_ssize_t n_args)
 {
     fs_t requests, context, outcome, steps, once, first[MOST_PARTS], growth[MOST_PARTS];
-    fs_t *given[] = {&requests, &context, &outcome, &steps, &once};
     Shape parts[MOST_PARTS];
     Stages stages[MOST_PARTS];
     if (n_args != 5) {
         PyErr_SetString(PyExc_TypeError, "ends_fs(requests, context, outcome, most, once_fs)");
         return NULL;
     }
-    for (int i = 0; i < 5; i++)
-        if (as_fs(args[i], given[i]) < 0)
-            return or_none(NULL);
+    if (as_count(args[0], MOST_COUNT, &requests) < 0 || as_count(args[1], MOST_COUNT, &context) < 0 ||
+        as_outcome(self, args[2], &outcome) < 0 || as_count(args[3], MOST_OF_PLAN, &steps) < 0 ||
+        as_fs(args[4], &once) < 0)
+        return or_none(NULL);
     if (requests < 1) {
         PyErr_SetString(PyExc_ValueError, "nobody decodes");
         return NULL;

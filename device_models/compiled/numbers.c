@@ -4,7 +4,7 @@
 
 int too_great(void)
 {
-    PyErr_SetString(PyExc_OverflowError, "times beyond 64 bit");
+    PyErr_SetString(PyExc_OverflowError, "below 0, or beyond 64 bit");
     return -1;
 }
 
@@ -20,6 +20,25 @@ int as_fs(PyObject *number, fs_t *into)
 {
     *into = PyLong_AsLongLong(number);
     return *into == -1 && PyErr_Occurred() ? -1 : 0;
+}
+
+int in_range(fs_t value, fs_t least, fs_t most)
+{
+    return value < least || value > most ? too_great() : 0;
+}
+
+int as_count(PyObject *number, fs_t most, fs_t *into)
+{
+    return as_fs(number, into) < 0 ? -1 : in_range(*into, 0, most);
+}
+
+/* PyArg_ParseTuple takes anything else for a fault of the C. */
+int is_tuple(PyObject *given)
+{
+    if (PyTuple_Check(given))
+        return 1;
+    PyErr_SetString(PyExc_TypeError, "what a plan consists of are tuples");
+    return 0;
 }
 
 PyObject *from_wide(wide_t value)
@@ -94,7 +113,8 @@ int rows_read(PyObject *given, Rows **into, Py_ssize_t *count)
     for (Py_ssize_t i = 0; i < n; i++) {
         Rows *rows = *into + i;
         PyObject *times;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, i), "ipO", &rows->kind, &rows->busiest, &times))
+        if (!is_tuple(PyTuple_GET_ITEM(given, i)) ||
+            !PyArg_ParseTuple(PyTuple_GET_ITEM(given, i), "ipO", &rows->kind, &rows->busiest, &times))
             return -1;
         if (rows->kind < 0 || rows->kind >= KINDS) {
             PyErr_SetString(PyExc_ValueError, "no such kind of rows");

@@ -140,23 +140,24 @@ static int experts_of(const MixedSteps *mixed, fs_t outcome, Stages *stages)
     const Routed *routed = &stages->routed;
     const fs_t *low = (const fs_t *)routed->low.buf + outcome * mixed->routed_visits;
     const fs_t *high = routed->held > 1 ? (const fs_t *)routed->high.buf + outcome * mixed->routed_visits : low;
-    fs_t *experts = stages->experts, beyond = 0;
+    fs_t *experts = stages->experts;
     for (Py_ssize_t i = 0; i < mixed->n_rounds; i++)
         for (fs_t left = mixed->rounds[i].visits; left; left--, experts++) {
             *experts = stages->beside[i];
             if (!mixed->rounds[i].routed)
                 continue;
-            fs_t time = *low;
+            wide_t time = *low;
             if (routed->above)
-                time += (fs_t)((wide_t)(*high - *low) * routed->above >> routed->bits);
+                time += ((wide_t)*high - *low) * routed->above >> routed->bits;
             if (mixed->thousandths != 1000)
-                time = (fs_t)(((wide_t)time * mixed->thousandths + 500) / 1000);
-            beyond |= (time < 0) | (time > mixed->most / 2);
-            *experts += time;
+                time = (time * mixed->thousandths + 500) / 1000;
+            if (time < 0 || time > mixed->most / 2)
+                return too_great();
+            *experts += (fs_t)time;
             low++;
             high++;
         }
-    return beyond ? too_great() : 0;
+    return 0;
 }
 
 static fs_t greater(fs_t one, fs_t other)

@@ -6,7 +6,9 @@ static int read_way(Way *way, PyObject *given)
 {
     PyObject *windowed;
     long long slope, per_request;
-    if (!PyArg_ParseTuple(given, "LO!Lp", &slope, &PyTuple_Type, &windowed, &per_request, &way->beside_prefill))
+    if (!is_tuple(given) ||
+        !PyArg_ParseTuple(given, "LO!Lp", &slope, &PyTuple_Type, &windowed, &per_request, &way->beside_prefill) ||
+        in_range(slope, 0, INT64_MAX) < 0 || in_range(per_request, 0, INT64_MAX) < 0)
         return -1;
     way->slope = slope;
     way->per_request = per_request;
@@ -18,7 +20,9 @@ static int read_way(Way *way, PyObject *given)
     }
     for (Py_ssize_t i = 0; i < way->n_windowed; i++) {
         long long window_slope, window;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(windowed, i), "LL", &window_slope, &window))
+        if (!is_tuple(PyTuple_GET_ITEM(windowed, i)) ||
+            !PyArg_ParseTuple(PyTuple_GET_ITEM(windowed, i), "LL", &window_slope, &window) ||
+            in_range(window_slope, 0, INT64_MAX) < 0 || in_range(window, 0, INT64_MAX) < 0)
             return -1;
         way->windowed[i] = (Windowed){window_slope, window};
     }
@@ -36,10 +40,11 @@ int serial_read(Serial *serial, PyObject *ways)
     for (Py_ssize_t i = 0; i < serial->n_ways; i++)
         if (read_way(serial->ways + i, PyTuple_GET_ITEM(ways, i)) < 0)
             return -1;
-    if (serial->n_ways && serial->data_parallel >= 1 && serial->verify_tokens >= 1)
-        return 0;
-    PyErr_SetString(PyExc_ValueError, "a way to run attention, and a data-parallel group, are needed");
-    return -1;
+    if (!serial->n_ways || serial->data_parallel < 1 || serial->verify_tokens < 1) {
+        PyErr_SetString(PyExc_ValueError, "a way to run attention, and a data-parallel group, are needed");
+        return -1;
+    }
+    return serial->data_parallel > MOST_OF_PLAN || serial->verify_tokens > MOST_OF_PLAN ? too_great() : 0;
 }
 
 void serial_free(Serial *serial)

@@ -59,20 +59,24 @@ static int add_to(fs_t *sum, fs_t more)
 static int add_chunks(const SerialSteps *self, PyObject *chunks, Chunk *sum)
 {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(chunks); i++) {
-        PyObject *chunk = PyList_GET_ITEM(chunks, i), *cost = PyObject_GetItem(self->chunks, chunk);
+        PyObject *chunk = Py_NewRef(PyList_GET_ITEM(chunks, i)); /* for what costs it may change the list */
+        PyObject *cost = PyObject_GetItem(self->chunks, chunk);
         Chunk one = {0};
-        if (!cost)
+        if (!cost) {
+            Py_DECREF(chunk);
             return -1;
+        }
         int failed =
             !PyTuple_Check(chunk) || !PyTuple_GET_SIZE(chunk) || !PyTuple_Check(cost) || PyTuple_GET_SIZE(cost) != 3;
         if (failed)
             PyErr_SetString(PyExc_TypeError,
                             "chunks are tuples of tokens and more, and their costs are of three numbers");
-        failed = failed || as_fs(PyTuple_GET_ITEM(chunk, 0), &one.tokens) < 0 ||
+        failed = failed || as_count(PyTuple_GET_ITEM(chunk, 0), MOST_COUNT, &one.tokens) < 0 ||
                  as_fs(PyTuple_GET_ITEM(cost, 0), &one.time_fs) < 0 ||
                  as_fs(PyTuple_GET_ITEM(cost, 1), &one.dram_pj) < 0 ||
                  as_fs(PyTuple_GET_ITEM(cost, 2), &one.compute_pj) < 0;
         Py_DECREF(cost);
+        Py_DECREF(chunk);
         if (failed || add_to(&sum->tokens, one.tokens) < 0 || add_to(&sum->time_fs, one.time_fs) < 0 ||
             add_to(&sum->dram_pj, one.dram_pj) < 0 || add_to(&sum->compute_pj, one.compute_pj) < 0)
             return -1;
@@ -90,8 +94,8 @@ static PyObject *shape_of(const SerialSteps *self, PyObject *const *args, Py_ssi
     PyObject *decodes = args[0], *context = args[1], *outputs = args[3];
     Py_ssize_t n = PyList_GET_SIZE(args[2]);
     Chunk sum = {0};
-    if (as_fs(decodes, &shape->decodes) < 0 || as_fs(context, &shape->context) < 0 ||
-        as_fs(outputs, &shape->outputs) < 0 || add_chunks(self, args[2], &sum) < 0)
+    if (as_count(decodes, MOST_COUNT, &shape->decodes) < 0 || as_count(context, MOST_COUNT, &shape->context) < 0 ||
+        as_count(outputs, MOST_COUNT, &shape->outputs) < 0 || add_chunks(self, args[2], &sum) < 0)
         return NULL;
     if (n > 1 && self->serial.data_parallel > 1) { /* they are dealt out */
         PyErr_SetString(PyExc_OverflowError, "several chunks and data-parallel groups");
@@ -169,8 +173,8 @@ static PyObject *serial_span(SerialSteps *self, PyObject *const *args, Py_ssize_
         PyErr_SetString(PyExc_TypeError, "decodes, context, most, a sequence of experts, at");
         return NULL;
     }
-    if (as_fs(args[0], &decodes) < 0 || as_fs(args[1], &context) < 0 || as_fs(args[2], &steps) < 0 ||
-        as_fs(args[4], &at) < 0)
+    if (as_count(args[0], MOST_COUNT, &decodes) < 0 || as_count(args[1], MOST_COUNT, &context) < 0 ||
+        as_count(args[2], MOST_OF_PLAN, &steps) < 0 || as_fs(args[4], &at) < 0)
         return or_none(NULL);
     if (decodes < 1) {
         PyErr_SetString(PyExc_ValueError, "nobody decodes");

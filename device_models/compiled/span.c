@@ -13,8 +13,7 @@ PyTypeObject *span_type;
 static int duration_of(const Span *self, fs_t steps, fs_t *into)
 {
     fs_t until = 0, since = 0;
-    if (steps < 0 || steps > self->steps ||
-        (self->experts && self->at + steps >= PyList_GET_SIZE(self->experts))) {
+    if (steps < 0 || steps > self->steps || (self->experts && self->at >= PyList_GET_SIZE(self->experts) - steps)) {
         PyErr_Format(PyExc_IndexError, "the span has %lld steps", (long long)self->steps);
         return -1;
     }
@@ -29,7 +28,7 @@ PyObject *span_new(fs_t steps, fs_t busiest_tokens, fs_t first_fs, fs_t growth_f
 {
     fs_t whole_fs;
     int any = PyList_Check(experts) && PyList_GET_SIZE(experts);
-    if (any && (at < 0 || at + steps >= PyList_GET_SIZE(experts))) {
+    if (any && (at < 0 || at >= PyList_GET_SIZE(experts) - steps)) {
         PyErr_SetString(PyExc_IndexError, "the span leaves the sequence of experts");
         return NULL;
     }

@@ -6,11 +6,16 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
+#include <string.h>
 
 typedef int64_t fs_t;    /* femtoseconds, and counts */
 typedef __int128 wide_t; /* their products */
 
 #define KINDS 7 /* of rows, in the order of step.row_counts */
+
+/* Up to these, products of two are within 64 bit, and those with a time within 128. */
+#define MOST_COUNT ((fs_t)1 << 40) /* of requests, of tokens */
+#define MOST_OF_PLAN ((fs_t)1 << 20) /* of layers, of groups, of steps of a span */
 
 typedef struct {
     fs_t slope, window;
@@ -51,6 +56,9 @@ static inline fs_t ceil_div(fs_t a, fs_t b)
 int too_great(void);
 int narrow(wide_t value, fs_t *into);
 int as_fs(PyObject *number, fs_t *into);
+int as_count(PyObject *number, fs_t most, fs_t *into);
+int in_range(fs_t value, fs_t least, fs_t most);
+int is_tuple(PyObject *given);
 PyObject *from_wide(wide_t value);
 PyObject *or_none(PyObject *found);
 PyObject *at_count(PyObject *mapping, fs_t count);

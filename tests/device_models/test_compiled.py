@@ -1,5 +1,6 @@
 """The compiled part of the package alone: spans, wrong arguments, memory, and that compilers have no complaint."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +24,7 @@ from tests.examples import examples
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "device_models" / "compiled").glob("*.c"))
 
-built = pytest.mark.skipif(not compiled.COMPILED, reason="the package was installed without a C compiler")
+built = pytest.mark.skipif(not compiled.COMPILED, reason="what is in C was not built, or is of other sources")
 
 
 def serial_steps(ways: tuple[WayCosts, ...] = (WayCosts(2, (), 3, False),), **others: Any) -> compiled.SerialSteps:
@@ -32,6 +34,24 @@ def serial_steps(ways: tuple[WayCosts, ...] = (WayCosts(2, (), 3, False),), **ot
     return compiled.SerialSteps(
         ways, **{"data_parallel": 1, "verify_tokens": 1, "chunks": {(5, 0): (1, 2, 3)}, **rows, **others}
     )
+
+
+def mixed_steps(**others: Any) -> compiled.MixedSteps:
+    """Two MoE layers; row terms take 1 fs in each visit, routed experts as many as their outcome's number and layer."""
+    rows, outcomes = Memo(lambda _: [1] * 5), np.arange(256).reshape(128, 2)
+    plan = {
+        "rounds": ((2, 1, True),), "closing_layers": 0, "layers": 2, "from_tokens": (1, 2),
+        "data_parallel": 1, "verify_tokens": 1, "ways": (WayCosts(2, (), 3, False),),
+        "rows": ((0, False, rows),), "once": ((0, True, Memo(lambda count: count)),),
+        "pools": Memo(lambda _: outcomes), "pool_size": 128,
+        "thousandths": 1000, "fine_tokens": 32, "octave_bits": 3,
+    }  # fmt: skip
+    return compiled.MixedSteps(**plan | others)
+
+
+def shape(decodes: int = 3, context: int = 9, prefill: int = 0, busiest: int = 3, prefill_fs: int = 0) -> Any:
+    """The fields of a step's shape."""
+    return 1, decodes, context, prefill, 0, decodes, busiest, 0, prefill_fs, 0, 0, decodes, context, 0, decodes
 
 
 WAYS = st.builds(
@@ -76,6 +96,85 @@ def test_what_leaves_64_bit_is_left_to_python() -> None:
     assert serial_steps((WayCosts(2**50, (), 0, False),)).decode_span(1, 2**8, 2**8, (), 0) is None  # its sum does
     assert serial_steps().prompt_step(2**70, 0, [(5, 0)], 0) is None
     assert serial_steps(data_parallel=2).prompt_step(0, 0, [(5, 0), (5, 0)], 0) is None  # chunks are dealt out
+    # Nor do products of counts go round.
+    assert serial_steps(verify_tokens=3).prompt_step(2**62, 1, [(5, 0)], 1) is None
+    assert serial_steps(verify_tokens=3).decode_span(2**62, 1, 1, (), 0) is None
+    assert serial_steps().decode_span(1, 1, 2**62, (), 0) is None
+    assert serial_steps(chunks={(2**62, 0): (1, 2, 3)}).prompt_step(1, 1, [(2**62, 0)], 1) is None
+    assert serial_steps().prompt_step(-5, 7, [(5, 0)], 1) is None
+
+
+def _slow(time: int, thousandths: int = 1000) -> compiled.MixedSteps:
+    return mixed_steps(pools=Memo(lambda _: np.full((128, 2), time)), thousandths=thousandths)
+
+
+@built
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: mixed_steps().step_fs(shape(2**62, prefill=2**62), 0),
+        lambda: mixed_steps().step_fs(shape(-3), 0),
+        lambda: mixed_steps().step_fs(shape(busiest=2**62), 0),
+        lambda: mixed_steps().step_fs(shape(prefill=1, prefill_fs=2**63 - 1), 0),
+        lambda: mixed_steps().step_fs(shape(), 2**70),
+        lambda: mixed_steps().ends_fs(2**62, 2**62, 0, 2, 0),
+        lambda: mixed_steps().ends_fs(3, -9, 0, 2, 0),
+        lambda: mixed_steps().ends_fs(3, 9, 0, -2, 0),
+        lambda: mixed_steps().ends_fs(3, 9, 0, 2**62, 0),
+        lambda: mixed_steps().ends_fs(3, 9, 0, 2, 2**62),
+        lambda: mixed_steps(ways=(WayCosts(2**61, (), 0, False),)).ends_fs(3, 9, 0, 2, 0),
+        lambda: _slow(2**61).ends_fs(3, 9, 0, 2, 0),
+        lambda: _slow(2**40, 1000 * 2**34).ends_fs(3, 9, 0, 2, 0),  # whose lower 64 bit are 0
+        lambda: _slow(-1).ends_fs(3, 9, 0, 2, 0),
+        lambda: mixed_steps(rows=((0, False, Memo(lambda _: [2**61] * 5)),)).ends_fs(3, 9, 0, 2, 0),
+    ],
+)
+def test_micro_batches_that_leave_64_bit_are_left_to_python(ask: Any) -> None:
+    assert ask() is None
+
+
+@built
+@pytest.mark.parametrize(
+    ("build", "plan"),
+    [
+        (serial_steps, {"ways": (WayCosts(-1, (), 3, False),)}),
+        (serial_steps, {"ways": (WayCosts(1, ((1, -1),), 3, False),)}),
+        (serial_steps, {"data_parallel": 2**62}),
+        (mixed_steps, {"verify_tokens": 2**62}),
+        (mixed_steps, {"rounds": ((-1, 1, True),)}),
+        (mixed_steps, {"rounds": ((2**61, 1, False),)}),
+        (mixed_steps, {"rounds": ((2**19, 1, False), (2**20, 1, True))}),
+        (mixed_steps, {"rounds": ((2, -1, True),)}),
+        (mixed_steps, {"closing_layers": -1}),
+        (mixed_steps, {"layers": 2**40}),
+        (mixed_steps, {"pool_size": 2**62}),
+    ],
+)
+def test_plans_beyond_it_are_told(build: Any, plan: dict[str, Any]) -> None:
+    with pytest.raises(OverflowError, match="64 bit"):
+        build(**plan)
+
+
+@built
+@pytest.mark.parametrize("step", [-1, -129, 127, 2**63 - 1, -(2**63)])
+def test_outcomes_are_taken_in_turn(step: int) -> None:
+    mixed = mixed_steps()
+    assert mixed.step_fs(shape(), step) == mixed.step_fs(shape(), step % 128)
+    assert mixed.ends_fs(3, 9, step, 9, 5) == mixed.ends_fs(3, 9, step % 128, 9, 5)
+    assert len({mixed.step_fs(shape(), each) for each in range(128)}) > 100
+
+
+@built
+def test_what_costs_are_asked_for_may_change_the_list() -> None:
+    class Chunks(dict):
+        def __missing__(self, key: tuple[int, int]) -> tuple[int, int, int]:
+            asked.clear()
+            return (1, 2, 3)
+
+    asked = [(5 + i, i) for i in range(9)]
+    found = serial_steps(chunks=Chunks()).prompt_step(1, 1, asked, 1)
+    assert found is not None
+    assert found[0][3] == 5
 
 
 @built
@@ -94,8 +193,32 @@ def test_what_leaves_64_bit_is_left_to_python() -> None:
         (lambda: serial_steps().decode_span(1, 1, 1, 7, 0), TypeError),
         (lambda: serial_steps().decode_span(1, 1, 3, [0, 1], 0), IndexError),
         (lambda: serial_steps().decode_span(1, 1, 1, [0, 1], -1), IndexError),
+        (lambda: serial_steps().decode_span(1, 1, 1, [0, 1], 2**63 - 1), IndexError),
+        (lambda: serial_steps().decode_span(1, 1, 1, (0, 1), 0), TypeError),
+        (lambda: serial_steps((5,)), TypeError),
+        (lambda: serial_steps(((1, (5,), 2, False),)), TypeError),
         (lambda: serial_steps().decode_span(1, 1, 3, (), 0).duration_fs(4), IndexError),
         (lambda: serial_steps().decode_span(1, 1, 3, (), 0).first_reaching(4), TypeError),
+        (lambda: mixed_steps(rounds=(5,)), TypeError),
+        (lambda: mixed_steps(rows=(5,)), TypeError),
+        (lambda: mixed_steps(rows=((7, False, {}),)), ValueError),
+        (lambda: mixed_steps(from_tokens=()), ValueError),
+        (lambda: mixed_steps(from_tokens=(1,) * 17), ValueError),
+        (lambda: mixed_steps(layers=0), ValueError),
+        (lambda: mixed_steps(pool_size=0), ValueError),
+        (lambda: mixed_steps(fine_tokens=1), ValueError),
+        (lambda: mixed_steps(octave_bits=-1), ValueError),
+        (lambda: mixed_steps(octave_bits=70), ValueError),
+        (lambda: mixed_steps().step_fs(shape()), TypeError),
+        (lambda: mixed_steps().step_fs(list(shape()), 0), TypeError),
+        (lambda: mixed_steps().step_fs(shape()[:8], 0), TypeError),
+        (lambda: mixed_steps().ends_fs(0, 0, 0, 1, 0), ValueError),
+        (lambda: mixed_steps().ends_fs(1, 1, 0, 1), TypeError),
+        (lambda: mixed_steps(rows=((0, False, Memo(lambda _: [1] * 4)),)).ends_fs(3, 9, 0, 2, 0), TypeError),
+        (lambda: mixed_steps(pools={}).ends_fs(3, 9, 0, 2, 0), KeyError),
+        (lambda: mixed_steps(pools={1: "", 2: ""}).ends_fs(3, 9, 0, 2, 0), TypeError),
+        (lambda: mixed_steps(pools={1: b"", 2: b""}).ends_fs(3, 9, 0, 2, 0), ValueError),
+        (lambda: mixed_steps(pools=Memo(lambda _: np.zeros((128, 3), int))).ends_fs(3, 9, 0, 2, 0), ValueError),
     ],
 )
 def test_wrong_arguments_are_told(call: Any, error: type[Exception]) -> None:
@@ -116,12 +239,21 @@ def test_nothing_is_kept() -> None:
             assert beyond.decode_span(3, 6, 9, (), 0) is beyond.prompt_step(3, 6, [(5, 0)], 3) is None
             with pytest.raises(KeyError):
                 serial.prompt_step(7, 2**40, [(6, 0)], 8)
+            mixed = mixed_steps()
+            assert mixed.step_fs(shape(90), 3)
+            assert mixed.ends_fs(90, 2**40, 3, 9, 2**40)
+            assert _slow(2**61).ends_fs(90, 90, 0, 2, 0) is _slow(2**61).step_fs(shape(90), 0) is None
+            with pytest.raises(KeyError):
+                mixed_steps(pools={1: np.zeros((128, 2), int)}).ends_fs(3, 9, 0, 2, 0)
+            with pytest.raises(ValueError, match="rows"):
+                mixed_steps(rows=((0, False, {}), (7, False, {})))
 
     steps()
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
         steps()
+        gc.collect()
         assert tracemalloc.get_traced_memory()[0] - before < 20_000
     finally:
         tracemalloc.stop()

@@ -24,7 +24,7 @@ from tests.examples import examples
 
 from .plan_strategies import expert_terms, mixed_plans, serial_plans
 
-pytestmark = pytest.mark.skipif(not compiled.COMPILED, reason="the package was installed without a C compiler")
+pytestmark = pytest.mark.skipif(not compiled.COMPILED, reason="what is in C was not built")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 T = TypeVar("T")
@@ -58,7 +58,7 @@ def prompt_steps(draw: st.DrawFn) -> tuple[int, int, int, list[tuple[int, int]],
     """Arguments of `ReplicaCosts.prompt_step`."""
     decodes = draw(st.just(0) | COUNTS)
     context = decodes * draw(st.integers(1, 400)) + (draw(st.integers(0, decodes - 1)) if decodes else 0)
-    chunks = draw(st.lists(st.tuples(COUNTS, st.integers(0, 900)), min_size=1, max_size=4))
+    chunks = draw(st.lists(st.tuples(st.integers(1, 2) | COUNTS, st.integers(0, 900)), min_size=1, max_size=4))
     return draw(st.integers(0, 500)), decodes, context, chunks, decodes + draw(st.integers(0, len(chunks)))
 
 
