@@ -4,6 +4,8 @@ from pimserve.arrays import IntArray
 from pimserve.device_models.serial import WayCosts
 from pimserve.device_models.step import StepTuple
 
+SOURCES: int
+
 class Span:
     @property
     def steps(self) -> int: ...

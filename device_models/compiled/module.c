@@ -2,6 +2,10 @@
 
 #include "steps.h"
 
+#ifndef SOURCES /* a checksum of all files in C, by setup.py */
+#define SOURCES 0
+#endif
+
 static PyObject *add_type(PyObject *module, PyType_Spec *spec, const char *name)
 {
     PyObject *type = PyType_FromSpec(spec);
@@ -12,6 +16,8 @@ static PyObject *add_type(PyObject *module, PyType_Spec *spec, const char *name)
 
 static int add_types(PyObject *module)
 {
+    if (PyModule_AddIntConstant(module, "SOURCES", SOURCES) < 0)
+        return -1;
     PyObject *mixed = add_type(module, &mixed_steps_spec, "MixedSteps");
     PyObject *serial = mixed ? add_type(module, &serial_steps_spec, "SerialSteps") : NULL;
     PyObject *span = serial ? add_type(module, &span_spec, "Span") : NULL;

@@ -10,6 +10,7 @@ import tracemalloc
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -278,6 +279,17 @@ def test_a_file_in_c_is_one_idea(source: Path) -> None:
     lines = source.read_text().splitlines()
     assert len(lines) <= 400
     assert max(map(len, lines)) <= 120
+
+
+@built
+def test_it_is_left_out_where_sources_have_changed(tmp_path: Path) -> None:
+    (tmp_path / "one.c").write_text("1")
+    (tmp_path / "one.h").write_text("2")
+    (tmp_path / "one.py").write_text("3")
+    assert compiled.is_of_its_sources(crc32(b"12"), tmp_path)
+    assert not compiled.is_of_its_sources(crc32(b"13"), tmp_path)
+    assert compiled.is_of_its_sources(7, tmp_path / "as a wheel has it")
+    assert compiled.is_of_its_sources(compiled.SOURCES, SOURCES[0].parent)
 
 
 def test_it_can_be_left_out() -> None:
