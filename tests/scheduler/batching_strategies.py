@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from .strategies import Case, cases
 
 BUDGETS = st.integers(1, 24) | st.integers(8, 256)
+_CASES = cases()
 
 
 @st.composite
 def batching_cases(draw: st.DrawFn, of: st.SearchStrategy[Case] | None = None) -> Case:
     """Such a case by prefill_first, with any token budget, or by decode_first, which has none."""
-    case = draw(cases() if of is None else of)
+    case = draw(_CASES if of is None else of)
     if case.groups > 1:  # refused together
         case = replace(case, plan=replace(case.plan, data_parallel=1))
     if draw(st.booleans()):

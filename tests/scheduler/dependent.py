@@ -93,6 +93,10 @@ def active_sessions(draw: st.DrawFn, load: Workload, most: int) -> Workload:
 KINDS = ("sessions", "active sessions", "users", "cap")
 
 
+_APART, _TOGETHER = faulty(batching_cases(cases(least=MANY)), ever=False), faulty(cases(), ever=False)
+_IN_POOLS = faulty_pools(ever=False)
+
+
 @st.composite
 def dependent(draw: st.DrawFn, kinds: Sequence[str] = KINDS, *, pooled: bool = False) -> Dependent:
     """Any of them, on one to three replicas or pools of them, with up to six faults.
@@ -100,10 +104,10 @@ def dependent(draw: st.DrawFn, kinds: Sequence[str] = KINDS, *, pooled: bool = F
     Half of those that may be without pools are many requests whose prompts have steps apart from decodes.
     """
     if pooled or draw(st.integers(0, 3)) == 0:
-        on: Any = draw(faulty_pools(ever=False))
+        on: Any = draw(_IN_POOLS)
     else:
         apart = draw(st.sampled_from([False, True, True]))
-        on = draw(faulty(batching_cases(cases(least=MANY)) if apart else cases(), ever=False))
+        on = draw(_APART if apart else _TOGETHER)
     faults = on.faults if draw(st.booleans()) else FaultSpec()
     on = getattr(on, "pools", on)
     load = workload(on.case)

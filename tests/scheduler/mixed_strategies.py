@@ -1,6 +1,7 @@
 """Random plans of replicas whose experts are on devices of their own."""
 
 from dataclasses import replace
+from functools import cache
 
 from hypothesis import strategies as st
 
@@ -13,6 +14,10 @@ from pimserve.device_models.slowdown import in_repeats
 from pimserve.device_models.split_experts import SideUnit, SplitExperts
 
 FS_PER_MS = 10**12
+
+_FROM_TOKENS = st.lists(st.just(1) | st.integers(1, 40), min_size=1, max_size=4)
+_RATES = st.sampled_from([0.1, 0.3, 2.0])
+_SLOW = st.sampled_from([0.0, 5.0, 300.0])
 
 
 @st.composite
@@ -63,7 +68,7 @@ def mixed(draw: st.DrawFn, plan: CostPlan) -> CostPlan:
             count = "outputs" if runs == "last" else "tokens"
             rows.append(RowTerm("there", "moe", unit, count, pieces, Energy(1, 2, 3), runs=runs, stage=stage))
     counts = moe_layers + dense_layers, dense_layers, moe_layers
-    from_tokens = sorted(draw(st.lists(st.just(1) | st.integers(1, 40), min_size=1, max_size=4)))
+    from_tokens = sorted(draw(_FROM_TOKENS))
     from_tokens[0] = 1
     micro = MicroBatches(tuple(from_tokens), counts, tuple(visits), (layers, dense))
     units = (*plan.units, "experts_xpu")
@@ -75,19 +80,19 @@ def mixed(draw: st.DrawFn, plan: CostPlan) -> CostPlan:
 def links(draw: st.DrawFn, term: ExpertTerm | SplitExperts) -> RoutedLink:
     """A link to the devices of these experts, which are all alike popular."""
     sides = [term.hot, term.cold] if isinstance(term, SplitExperts) else [term]
-    rates = st.sampled_from([0.1, 0.3, 2.0])
     ends = [
-        LinkEnd((side.experts // side.groups,) * side.groups, draw(st.integers(1, 2)), (1000.0, 2000.0), draw(rates))
+        LinkEnd((side.experts // side.groups,) * side.groups, draw(st.integers(1, 2)), (1000.0, 2000.0), draw(_RATES))
         for side in sides
     ]
     ends[-1] = replace(ends[-1], shared_by=draw(st.integers(0, 2)))
-    slow = draw(st.sampled_from([0.0, 5.0, 300.0]))
+    slow = draw(_SLOW)
     link = RoutedLink(
-        term.layers, term.top_k, draw(st.booleans()), draw(st.integers(1, 3)), draw(rates), slow, tuple(ends)
+        term.layers, term.top_k, draw(st.booleans()), draw(st.integers(1, 3)), draw(_RATES), slow, tuple(ends)
     )
     return link.at([[1.0] * term.experts], term.slots)
 
 
+@cache
 def _runs(dense_layers: int, *, dense_there: bool) -> st.SearchStrategy[Runs]:
     """Where in a pass attention's devices run something."""
     here: list[Runs] = ["layers", "moe_layers", "first", "last"]

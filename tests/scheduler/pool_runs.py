@@ -26,6 +26,12 @@ def hand_over(requests: list[tuple[float, int, int]], **changes: Any) -> Served:
     return serve(requests, **{"decode": Decode(PLAN, 1600, 1, LINK), "spec": SPEC, **changes})
 
 
+_CASES, _PLANS = cases(), plans()
+_LATENCY_FS = st.just(0) | st.integers(0, 20 * FS_PER_MS)
+_RATES = st.sampled_from([10**5, 10**6, 10**8, 10**15])
+_LAYERS = st.sampled_from([0, 0, 1, 7])
+
+
 @dataclass
 class Pooled:
     """A case whose plan is that of prefill, and a decode pool."""
@@ -52,7 +58,7 @@ class Pooled:
 @st.composite
 def pooled(draw: st.DrawFn, of: st.SearchStrategy[CostPlan] | None = None, **changes: Any) -> Pooled:
     """One or two replicas in each pool, with links that take nothing up to tens of ms, and caches that fill up."""
-    case = replace(draw(cases(of)), concurrency=None, **changes)
+    case = replace(draw(_CASES if of is None else cases(of)), concurrency=None, **changes)
     case.requests = [replace(r, arrival_fs=r.arrival_fs or 0) for r in case.requests]
     if case.max_time_fs is not None:
         case.max_time_fs = max(case.max_time_fs, min((r.arrival_fs for r in case.requests), default=0) + FS_PER_PS)
@@ -60,14 +66,14 @@ def pooled(draw: st.DrawFn, of: st.SearchStrategy[CostPlan] | None = None, **cha
     most = case.kv_groups.blocks(case.max_model_len, case.block_size, case.max_num_batched_tokens or UNLIMITED)
     blocks = most + draw(st.integers(0, 4))
     kv_tokens = -(-blocks // case.full_groups) * case.block_size  # whole blocks, that none is lost to rounding
-    taking = replace(case, plan=draw(plans() if of is None else of))
+    taking = replace(case, plan=draw(_PLANS if of is None else of))
     link = Link(
-        bytes_per_s=draw(st.sampled_from([10**5, 10**6, 10**8, 10**15])),
-        latency_fs=draw(st.just(0) | st.integers(0, 20 * FS_PER_MS)),
+        bytes_per_s=draw(_RATES),
+        latency_fs=draw(_LATENCY_FS),
         bytes_per_token=draw(st.integers(1, 100)),
         window_bytes_per_token=draw(st.integers(0, 100)),
         window_tokens=draw(st.integers(0, 40)),
-        layers=draw(st.sampled_from([0, 0, 1, 7])),
+        layers=draw(_LAYERS),
     )
     return Pooled(
         case=case,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import count
 
 from hypothesis import strategies as st
@@ -13,6 +14,29 @@ from .reference_engine import ReferenceRequest
 from .strategies import Case, cases, windows
 
 BLOCK_BYTES = 1_000
+
+# Made once: hypothesis looks into each new strategy before it draws.
+_CASES = cases()
+_BLOCK_SIZE = st.integers(1, 4) | st.integers(1, 16)
+_WINDOWS = windows() | windows(12)
+_CAPACITY_GB = st.none() | st.integers(0, 60).map(lambda blocks: blocks * BLOCK_BYTES / 1e9)
+_GB_PER_S = st.none() | st.integers(50, 20_000).map(lambda us: BLOCK_BYTES / 1e3 / us)  # us per block
+
+
+@cache
+def _known(blocks: int) -> st.SearchStrategy[int]:
+    """Two thirds all of them."""
+    return st.one_of(st.just(blocks), st.just(blocks), st.integers(0, blocks))
+
+
+@cache
+def _common(known: int) -> st.SearchStrategy[int]:
+    return st.one_of(st.just(known), st.integers(0, known))
+
+
+@cache
+def _spare(blocks: int) -> st.SearchStrategy[int]:
+    return st.integers(0, blocks // 4) | st.integers(0, 3 * blocks)
 
 
 @st.composite
@@ -27,9 +51,9 @@ def prefix_trees(
     rows: list[list[int]] = []
     for request in requests:
         blocks = (request.input_tokens + request.output_tokens) // block_size
-        known = draw(st.one_of(st.just(blocks), st.just(blocks), st.integers(0, blocks)))
+        known = draw(_known(blocks))
         other = draw(st.sampled_from(rows)) if shared and rows else []
-        common = other[: draw(st.one_of(st.just(known), st.integers(0, known)))]
+        common = other[: draw(_common(known))]
         rows.append([*common, *(next(fresh) for _ in range(known - len(common)))])
     return rows
 
@@ -37,13 +61,13 @@ def prefix_trees(
 @st.composite
 def prefix_cases(draw: st.DrawFn, *, shared: bool = True, of: st.SearchStrategy[CostPlan] | None = None) -> Case:
     """Cases of one group of layers; most have small blocks, so that prompts have several."""
-    case = draw(cases(of))
-    block_size = draw(st.integers(1, 4) | st.integers(1, 16))
+    case = draw(_CASES if of is None else cases(of))
+    block_size = draw(_BLOCK_SIZE)
     blocks = -(-case.max_model_len // block_size)
     return replace(
         case,
         block_size=block_size,
-        kv_capacity_blocks=blocks + draw(st.integers(0, blocks // 4) | st.integers(0, 3 * blocks)),
+        kv_capacity_blocks=blocks + draw(_spare(blocks)),
         full_groups=1,
         windowed_groups=0,
         window_tokens=0,
@@ -57,9 +81,9 @@ def windowed_prefix_cases(draw: st.DrawFn) -> Case:
 
     A third of the caches keep all of their blocks, a third only what prompts need, a third every few blocks too.
     """
-    case, groups = draw(prefix_cases()), draw(windows() | windows(12))
+    case, groups = draw(prefix_cases()), draw(_WINDOWS)
     blocks = groups.blocks(case.max_model_len, case.block_size, case.max_num_batched_tokens or case.max_model_len)
-    blocks += draw(st.integers(0, blocks // 4) | st.integers(0, 3 * blocks))
+    blocks += draw(_spare(blocks))
     return replace(
         case,
         kv_capacity_blocks=-(-blocks // groups.full) * groups.full,
@@ -70,6 +94,7 @@ def windowed_prefix_cases(draw: st.DrawFn) -> Case:
     )
 
 
+@cache
 def retentions(block_size: int) -> st.SearchStrategy[int | None]:
     """Intervals in which blocks of windows are kept, tokens; None: all are."""
     return st.none() | st.just(0) | st.integers(1, 6).map(block_size.__mul__)
@@ -84,8 +109,8 @@ def tier_cases(draw: st.DrawFn, *, of: st.SearchStrategy[CostPlan] | None = None
     tiers = tuple(
         KvTierSpec(
             name=name,
-            capacity_gb=draw(st.none() | st.integers(0, 60).map(lambda blocks: blocks * BLOCK_BYTES / 1e9)),
-            gb_per_s=draw(st.none() | st.integers(50, 20_000).map(lambda us: BLOCK_BYTES / 1e3 / us)),  # us per block
+            capacity_gb=draw(_CAPACITY_GB),
+            gb_per_s=draw(_GB_PER_S),
             latency_us=draw(st.sampled_from([0, 0, 1, 1500, 40_000])),
             write=draw(st.sampled_from(["through", "back"])),
         )

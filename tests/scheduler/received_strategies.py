@@ -9,6 +9,8 @@ from pimserve.device_models.plan import FS_PER_PS
 
 from .strategies import FS_PER_MS, Case
 
+_LATE = st.none() | st.just(0) | st.integers(0, 50 * FS_PER_MS)
+
 
 @st.composite
 def received_cases(draw: st.DrawFn, of: st.SearchStrategy[Case]) -> Case:
@@ -16,10 +18,9 @@ def received_cases(draw: st.DrawFn, of: st.SearchStrategy[Case]) -> Case:
     case = draw(of)
     assume(not case.tiers)
     requests = [replace(request, arrival_fs=request.arrival_fs or 0) for request in case.requests]
-    late = st.none() | st.just(0) | st.integers(0, 50 * FS_PER_MS)
     received: list[int | None] = []
     for request in requests:
-        ago = draw(late)
+        ago = draw(_LATE)
         since = (request.arrival_fs or 0) // FS_PER_PS * FS_PER_PS
         received.append(None if ago is None else max(0, since - ago // FS_PER_PS * FS_PER_PS))
     budget, drafts, blocks = case.max_num_batched_tokens, case.speculative, case.kv_capacity_blocks

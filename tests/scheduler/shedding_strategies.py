@@ -6,11 +6,16 @@ from hypothesis import strategies as st
 
 from .strategies import FS_PER_MS, Case, cases, two_classes
 
+_CASES, _CLASSES = cases(), two_classes()
+_QUEUED = st.none() | st.integers(1, 6)
+_TTFT_S = st.none() | st.integers(1, 300).map(lambda ms: ms / 1000)
+_TOKENS_PER_S = st.none() | st.floats(10, 1e5)
+
 
 @st.composite
 def shedding_cases(draw: st.DrawFn, of: st.SearchStrategy[Case] | None = None) -> Case:
     """Open loops in which requests are rejected as they arrive: too many wait, or their first token would be late."""
-    case = draw(cases() if of is None else of)
+    case = draw(_CASES if of is None else of)
     if case.groups > 1:  # refused together
         case = replace(case, plan=replace(case.plan, data_parallel=1))
     requests, at = [], 0
@@ -22,9 +27,9 @@ def shedding_cases(draw: st.DrawFn, of: st.SearchStrategy[Case] | None = None) -
         case,
         requests=requests,
         concurrency=None,
-        classes=case.classes or draw(two_classes()),
-        max_queued_requests=draw(st.none() | st.integers(1, 6)) if early else draw(st.integers(1, 6)),
+        classes=case.classes or draw(_CLASSES),
+        max_queued_requests=draw(_QUEUED) if early else draw(st.integers(1, 6)),
         early_rejection=early,
-        early_rejection_ttft_s=draw(st.none() | st.integers(1, 300).map(lambda ms: ms / 1000)) if early else None,
-        prefill_tokens_per_s=draw(st.none() | st.floats(10, 1e5)) if early else None,
+        early_rejection_ttft_s=draw(_TTFT_S) if early else None,
+        prefill_tokens_per_s=draw(_TOKENS_PER_S) if early else None,
     )

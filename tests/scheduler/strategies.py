@@ -43,6 +43,17 @@ POLICIES = st.sampled_from(["fcfs", "fcfs", "sjf", "priority", "edf", "vtc", "vt
 _DRIFT_PS = st.sampled_from((20 * 10**9, 90 * 10**9 + 1, 400 * 10**9, *([10**9] if SHARE == 1 else ())))
 
 
+# Made once: hypothesis looks into each new strategy before it draws.
+_CROWDED_LEN = st.integers(24, 80)
+_LEN = st.integers(2, 64) | st.integers(30, 260)
+_BUDGET = st.one_of(st.none(), st.integers(1, 24), st.integers(8, 256))
+_TIMES = st.integers(1, 1000 * FS_PER_MS) | st.integers(1, 300).map(FS_PER_MS.__mul__)
+_DRIFT = st.none() | st.builds(Drift, _DRIFT_PS, st.just(0.5))
+_MOST_TOKENS = st.just(0) | st.integers(1, 60)
+_AGEING_S = st.none() | st.integers(1, 50).map(lambda ms: ms / 1000)
+_THRESHOLD = st.just(0) | st.integers(1, 40)
+
+
 @dataclass
 class Case:
     """All arguments of `run_reference`, with the routing in place of mode and pools."""
@@ -209,6 +220,9 @@ def two_classes() -> st.SearchStrategy[tuple[ClassSpec, ...]]:
     return st.tuples(st.builds(ClassSpec, name=st.just("early"), priority=st.integers(-3, -1), slo=slo), late)
 
 
+_PLANS, _CLASSES, _GROUPS = plans(), two_classes(), st.just(NO_WINDOWS) | windows()
+
+
 @st.composite
 def cases(draw: st.DrawFn, of: st.SearchStrategy[CostPlan] | None = None, *, least: int = 0) -> Case:
     """Whole cases, half of them crowded: many requests that grow long share little KV cache, and preempt each other.
@@ -218,22 +232,21 @@ def cases(draw: st.DrawFn, of: st.SearchStrategy[CostPlan] | None = None, *, lea
     crowded = draw(st.booleans())
     closed_loop = draw(st.booleans())
     block_size = draw(st.integers(1, 16))
-    max_model_len = draw(st.integers(24, 80) if crowded else st.integers(2, 64) | st.integers(30, 260))
-    budget = draw(st.one_of(st.none(), st.integers(1, 24), st.integers(8, 256)))
-    groups = draw(st.just(NO_WINDOWS) | windows())
+    max_model_len = draw(_CROWDED_LEN if crowded else _LEN)
+    budget = draw(_BUDGET)
+    groups = draw(_GROUPS)
     blocks = groups.blocks(max_model_len, block_size, budget or max_model_len)
     spare = draw(st.integers(0, blocks // 4 if crowded else blocks))
     modes: list[Literal["pooled", "exact"]] = ["pooled", "exact"]
     admissions: list[Literal["prompt", "no_evict", "oracle"]] = ["prompt", "prompt", "no_evict"]
     if not crowded:
         admissions += ["oracle", "oracle"]
-    times = st.integers(1, 1000 * FS_PER_MS) | st.integers(1, 300).map(FS_PER_MS.__mul__)
-    plan, seed = draw(plans() if of is None else of), draw(st.integers(0, 3))
+    plan, seed = draw(_PLANS if of is None else of), draw(st.integers(0, 3))
     routing = Routing(
         "zipf",
         draw(st.sampled_from([0.0, 1.0])),
         mode=draw(st.sampled_from(modes)),
-        drift=draw(st.none() | st.builds(Drift, _DRIFT_PS, st.just(0.5))),
+        drift=draw(_DRIFT),
     )
     if plan.experts is not None:
         plan = plan_at(plan, routing.expert_weights(plan.experts.experts, seed).tolist(), plan.experts.slots)
@@ -250,16 +263,16 @@ def cases(draw: st.DrawFn, of: st.SearchStrategy[CostPlan] | None = None, *, lea
         max_model_len=max_model_len,
         kv_admission=draw(st.sampled_from(admissions)),
         requests=(requests := draw(request_lists(closed_loop, crowded, max_model_len, least))),
-        max_tokens=tuple(draw(st.just(0) | st.integers(1, 60)) for _ in requests) if draw(st.booleans()) else (),
+        max_tokens=tuple(draw(_MOST_TOKENS) for _ in requests) if draw(st.booleans()) else (),
         concurrency=draw(st.integers(4 if crowded else 1, 8)) if closed_loop else None,
-        max_time_fs=draw(times) if draw(st.integers(0, 3)) == 3 else None,
+        max_time_fs=draw(_TIMES) if draw(st.integers(0, 3)) == 3 else None,
         full_groups=groups.full,
         windowed_groups=groups.windowed,
         window_tokens=groups.window_tokens,
         policy=(policy := draw(POLICIES)),
-        ageing_s=draw(st.none() | st.integers(1, 50).map(lambda ms: ms / 1000)),
-        classes=draw(two_classes()) if policy in {"priority", "edf", "vtc"} else (),
+        ageing_s=draw(_AGEING_S),
+        classes=draw(_CLASSES) if policy in {"priority", "edf", "vtc"} else (),
         prediction_error=draw(st.sampled_from([0.0, 0.3, 2.0])),
         token_weights=draw(st.sampled_from([(1, 2), (3, 1)])),
-        long_prefill_token_threshold=draw(st.just(0) | st.integers(1, 40)) if budget else 0,
+        long_prefill_token_threshold=draw(_THRESHOLD) if budget else 0,
     )

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from .strategies import FS_PER_MS, Case, cases
 
+_FS_PER_BLOCK = st.integers(1, 10**6) | st.integers(1, 5 * FS_PER_MS)
+
 
 @st.composite
 def swapping_cases(draw: st.DrawFn, of: st.SearchStrategy[Case] | None = None) -> Case:
@@ -17,5 +19,5 @@ def swapping_cases(draw: st.DrawFn, of: st.SearchStrategy[Case] | None = None) -
         case,
         kv_admission="prompt",
         kv_capacity_blocks=-(-blocks // groups.full) * groups.full,
-        swap=(draw(st.integers(0, 3 * blocks)), draw(st.integers(1, 10**6) | st.integers(1, 5 * FS_PER_MS))),
+        swap=(draw(st.integers(0, 3 * blocks)), draw(_FS_PER_BLOCK)),
     )

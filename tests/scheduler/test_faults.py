@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -201,27 +202,31 @@ def event_of(kind: str, at_ms: int, replica: int, for_ms: int | None, factor: fl
     return event
 
 
+_CASES = cases() | batching_cases()
+
+
+@cache
+def _events(replicas: int, *, ever: bool) -> st.SearchStrategy[list[dict[str, Any]]]:
+    lasts = st.integers(1, 300)
+    one = st.builds(
+        event_of,
+        st.sampled_from(["fail", "slow", "leave"]),
+        st.integers(0, 500),
+        st.integers(0, replicas - 1),
+        st.none() | lasts if ever else lasts,
+        st.sampled_from([1.001, 1.5, 2.0, 7.3]),
+    )
+    return st.lists(one, max_size=6)
+
+
 @st.composite
 def faulty(draw: st.DrawFn, of: st.SearchStrategy[Case] | None = None, *, ever: bool = True) -> Faulty:
     """Up to six faults within the first half second; with `ever`, of which some never end. Some are at random."""
-    case = replace(draw(cases() | batching_cases() if of is None else of), concurrency=None)
+    case = replace(draw(_CASES if of is None else of), concurrency=None)
     case.requests = [replace(r, arrival_fs=r.arrival_fs or 0) for r in case.requests]
     case.max_time_fs = None
     replicas = draw(st.integers(1, 3))
-    lasts = st.integers(1, 300)
-    events = draw(
-        st.lists(
-            st.builds(
-                event_of,
-                st.sampled_from(["fail", "slow", "leave"]),
-                st.integers(0, 500),
-                st.integers(0, replicas - 1),
-                st.none() | lasts if ever else lasts,
-                st.sampled_from([1.001, 1.5, 2.0, 7.3]),
-            ),
-            max_size=6,
-        )
-    )
+    events = draw(_events(replicas, ever=ever))
     more: dict[str, Any] = {"detection_s": draw(st.integers(0, 100)) / 1000}
     if draw(st.integers(0, 3)) == 3:
         more |= {"mtbf_s": draw(st.integers(5, 50)) / 10, "repair_s": draw(st.integers(1, 200)) / 1000}

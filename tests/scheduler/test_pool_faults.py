@@ -1,6 +1,7 @@
 """Simulated faults with pools for prefill and decode: times by hand, and laws that hold whatever fails, and when."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -186,24 +187,28 @@ class Faulty:
         return self.pools.run(deployment, faults=self.faults)
 
 
+_POOLS = pooled(max_time_fs=None)
+
+
+@cache
+def _events(replicas: int, *, ever: bool) -> st.SearchStrategy[list[dict[str, Any]]]:
+    lasts = st.integers(1, 300)
+    one = st.builds(
+        event_of,
+        st.sampled_from(["fail", "fail", "slow", "leave"]),
+        st.integers(0, 500),
+        st.integers(0, replicas - 1),
+        st.none() | lasts if ever else lasts,
+        st.sampled_from([1.001, 1.5, 2.0, 7.3]),
+    )
+    return st.lists(one, max_size=6)
+
+
 @st.composite
 def faulty(draw: st.DrawFn, *, ever: bool = True) -> Faulty:
     """Up to six faults within the first half second; with `ever`, of which some never end. Some are at random."""
-    pools = draw(pooled(max_time_fs=None))
-    lasts = st.integers(1, 300)
-    events = draw(
-        st.lists(
-            st.builds(
-                event_of,
-                st.sampled_from(["fail", "fail", "slow", "leave"]),
-                st.integers(0, 500),
-                st.integers(0, pools.prefill + pools.decode.replicas - 1),
-                st.none() | lasts if ever else lasts,
-                st.sampled_from([1.001, 1.5, 2.0, 7.3]),
-            ),
-            max_size=6,
-        )
-    )
+    pools = draw(_POOLS)
+    events = draw(_events(pools.prefill + pools.decode.replicas, ever=ever))
     more: dict[str, Any] = {"detection_s": draw(st.integers(0, 100)) / 1000}
     if draw(st.integers(0, 3)) == 3:
         more |= {"mtbf_s": draw(st.integers(5, 50)) / 10, "repair_s": draw(st.integers(1, 200)) / 1000}
