@@ -56,6 +56,11 @@ def test_commands_are_found():
     assert {page for page, _ in CALLS} >= set(EXAMPLES)
 
 
+@cache  # what an example says of itself, a page says again
+def prepared(path, overrides=(), trace=None):
+    return prepare(load_scenario(path, overrides, trace))
+
+
 @pytest.mark.parametrize(("page", "call"), CALLS, ids=[f"{page.name}: {' '.join(call)}" for page, call in CALLS])
 def test_commands_parse(page, call):
     command = typer.main.get_command(app)
@@ -65,7 +70,7 @@ def test_commands_parse(page, call):
     given = command.make_context(command.name, arguments).params
     if command.name == "run":
         scenario = ROOT / given["scenario"] if given["scenario"] else None
-        prepare(load_scenario(scenario, given["overrides"] or (), given["trace"]))
+        prepared(scenario, tuple(given["overrides"] or ()), given["trace"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -119,8 +124,7 @@ def test_check_finds_a_stale_page(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(path):
-    whole = load_scenario(path)
-    prepare(whole)
+    whole = prepared(path).scenario
     if whole.workload.trace is not None:
         try:
             find_trace(whole.workload.trace.path)

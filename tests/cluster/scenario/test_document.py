@@ -13,8 +13,6 @@ from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
 from tests.cluster.documents import run
 
-EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
-
 
 def test_without_a_file_mixtral_runs_on_duplex() -> None:
     scenario = load_scenario(None)
@@ -22,11 +20,6 @@ def test_without_a_file_mixtral_runs_on_duplex() -> None:
     model, pool = prepared.model, prepared.pools[0]
     assert (model.name, scenario.cluster.device, pool.plan.devices) == ("mixtral-8x7b", "duplex", 4)
     assert scenario.workload.preset == "azure-conv-2023"
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_load_and_fit(example: Path) -> None:
-    prepare(load_scenario(example))
 
 
 def test_overrides_win_over_the_file_and_the_last_one_wins(tmp_path: Path) -> None:
