@@ -1,26 +1,33 @@
 """Tokens through the experts of one layer, event by event: every hop, product and sum of every copy."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
-from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.event.graph import PHYSICAL, Resources, TaskGraph
 from pimserve.device_models.aimc.event.linear import ChipOperations, Linears
 from pimserve.device_models.aimc.event.operations import OperationTable
 from pimserve.device_models.aimc.event.schedule import schedule
 from pimserve.device_models.aimc.event.sums_over_links import add_up
-from pimserve.device_models.aimc.mapping import Mapping
-from pimserve.device_models.aimc.network import Ffn, Network
+from pimserve.device_models.aimc.network import Ffn
+from pimserve.device_models.aimc.placed import PlacedNetwork
 from pimserve.device_models.aimc.reduction import Reduction
+
+
+@lru_cache(maxsize=1)
+def _patterns(where: PlacedNetwork) -> Linears:
+    """Of its matrices, which are the same for any tokens."""
+    operations = ChipOperations(where.network, where.chip, OperationTable())
+    return Linears(where.network, where.chip, where.mapping, PHYSICAL, operations, communication=True)
 
 
 class ExpertGraph:
     """The task graph of tokens that all start at time zero, each on the chip of the first matrix of its FFN."""
 
-    def __init__(self, network: Network, chip: Chip, mapping: Mapping) -> None:
-        self.chip = chip
-        self.graph = TaskGraph(OperationTable(), Resources(chip.all_tiles, chip.chips))
-        self._operations = ChipOperations(network, chip, self.graph.table)
-        self._linears = Linears(network, chip, mapping, PHYSICAL, self._operations, communication=True)
+    def __init__(self, where: PlacedNetwork) -> None:
+        self.chip = where.chip
+        self._linears = _patterns(where)
+        self._operations = self._linears.operations
+        self.graph = TaskGraph(self._operations.table, Resources(self.chip.all_tiles, self.chip.chips))
 
     def pass_expert(self, expert: Sequence[Ffn], token: int) -> None:
         """One token passes the FFNs that an expert is cut into, whose results are summed up."""
@@ -51,10 +58,10 @@ class ExpertGraph:
 
 
 def tokens_through(
-    network: Network, chip: Chip, mapping: Mapping, experts: Sequence[Sequence[Ffn]], chosen: Sequence[Sequence[int]]
+    where: PlacedNetwork, experts: Sequence[Sequence[Ffn]], chosen: Sequence[Sequence[int]]
 ) -> ExpertGraph:
     """Tokens of which each goes to those `chosen` of some experts."""
-    graph = ExpertGraph(network, chip, mapping)
+    graph = ExpertGraph(where)
     for token, numbers in enumerate(chosen):
         for number in numbers:
             graph.pass_expert(experts[number], token)

@@ -13,7 +13,7 @@ from pimserve.device_models.aimc.aimc import EVENT_OVER_PLAN
 from pimserve.device_models.aimc.aimc_spec import AimcSpec
 from pimserve.device_models.aimc.event.choices import ExpertChoices
 from pimserve.device_models.aimc.ffn_serving import plan_without_attention
-from pimserve.device_models.aimc.mapping import Mapping, MappingSpec, Strategy, map_network
+from pimserve.device_models.aimc.mapping import MappingSpec, Strategy, map_network
 from pimserve.device_models.aimc.network import Ffn, network_of
 from pimserve.device_models.aimc.placed import PlacedNetwork
 from pimserve.device_models.aimc.spread import Spread
@@ -43,7 +43,7 @@ def placed(
     *,
     expert_widths: Sequence[int] = (),
     **changes: Any,
-) -> tuple[PlacedNetwork, Mapping]:
+) -> PlacedNetwork:
     usual = load_device("aimc-realistic").spec
     assert isinstance(usual, AimcSpec)
     # Of few tiles, but with the unit costs of a whole chip, hops among them.
@@ -53,8 +53,7 @@ def placed(
     assert isinstance(spec, AimcSpec)
     network = network_of(ModelSpec.model_validate({**SHAPE, **setting.model}), 8, parts, expert_widths)
     chip = spec.chips(chips)
-    mapping = map_network(network, chip, MappingSpec(strategy=strategy), spread=spread)
-    return PlacedNetwork(network, chip, mapping), mapping
+    return PlacedNetwork(network, chip, map_network(network, chip, MappingSpec(strategy=strategy), spread=spread))
 
 
 def of_rows(plan: CostPlan, tokens: int) -> tuple[int, int]:
@@ -63,13 +62,11 @@ def of_rows(plan: CostPlan, tokens: int) -> tuple[int, int]:
     return costs.duration_fs, sum(coefficient * times for _, coefficient, times in costs.energy)
 
 
-def event_fs(
-    where: PlacedNetwork, mapping: Mapping, experts: Sequence[Sequence[Ffn]], chosen: Sequence[Sequence[int]]
-) -> int:
-    return tokens_through(where.network, where.chip, mapping, experts, chosen).makespan_fs()
+def event_fs(where: PlacedNetwork, experts: Sequence[Sequence[Ffn]], chosen: Sequence[Sequence[int]]) -> int:
+    return tokens_through(where, experts, chosen).makespan_fs()
 
 
-def ratios(where: PlacedNetwork, mapping: Mapping, spread: Spread) -> dict[int, tuple[float, list[float]]]:
+def ratios(where: PlacedNetwork, spread: Spread) -> dict[int, tuple[float, list[float]]]:
     """By tokens: event-driven model over plan, of all layers together, and of each."""
     term = plan_without_attention(where, by_expert=spread == "experts").experts
     assert term is not None
@@ -79,8 +76,7 @@ def ratios(where: PlacedNetwork, mapping: Mapping, spread: Spread) -> dict[int, 
         counts = np.stack([np.bincount(np.concatenate(of_layer), minlength=term.experts) for of_layer in choices])
         ours = term.layer_features(counts)[:, 0]
         theirs = [
-            event_fs(where, mapping, block.experts, chosen)
-            for block, chosen in zip(where.network.blocks, choices, strict=True)
+            event_fs(where, block.experts, chosen) for block, chosen in zip(where.network.blocks, choices, strict=True)
         ]
         found[tokens] = sum(theirs) / int(ours.sum()), [a / b for a, b in zip(theirs, ours.tolist(), strict=True)]
     return found
@@ -92,8 +88,8 @@ def ratios(where: PlacedNetwork, mapping: Mapping, spread: Spread) -> dict[int, 
 def test_experts_that_share_tiles_take_what_every_event_takes(
     setting: Setting, chips: int, spread: Spread, partial_sums: str
 ) -> None:
-    where, mapping = placed(setting, {"routed_experts"}, "moe_separated", chips, spread, partial_sums=partial_sums)
-    for of_all, of_each in ratios(where, mapping, spread).values():
+    where = placed(setting, {"routed_experts"}, "moe_separated", chips, spread, partial_sums=partial_sums)
+    for of_all, of_each in ratios(where, spread).values():
         assert of_all == pytest.approx(1, abs=0.01)
         assert of_each == pytest.approx([1] * 4, abs=0.04)
 
@@ -105,7 +101,7 @@ def test_scattered_experts_are_within_the_bounds_of_the_plan(
     setting: Setting, chips: int, spread: Spread, strategy: Strategy
 ) -> None:
     least = LEAST if strategy != "greedy_random" else LEAST_AT_RANDOM
-    for of_all, _ in ratios(*placed(setting, {"routed_experts"}, strategy, chips, spread), spread).values():
+    for of_all, _ in ratios(placed(setting, {"routed_experts"}, strategy, chips, spread), spread).values():
         assert least <= of_all <= MOST
 
 
@@ -114,7 +110,7 @@ def test_scattered_experts_are_within_the_bounds_of_the_plan(
 def test_single_layers_are_within_the_bounds_of_the_plan(setting: Setting, strategy: Strategy) -> None:
     """One layer, so that the plan has its tiles and not those of another one."""
     alone = Setting(setting.name, {**setting.model, "layers": 1}, setting.chip)
-    for _, of_each in ratios(*placed(alone, {"routed_experts"}, strategy), "layers").values():
+    for _, of_each in ratios(placed(alone, {"routed_experts"}, strategy), "layers").values():
         assert LEAST <= of_each[0] <= MOST
 
 
@@ -124,14 +120,11 @@ def test_single_layers_are_within_the_bounds_of_the_plan(setting: Setting, strat
 def test_energy_of_copies_is_that_of_their_events(
     setting: Setting, chips: int, spread: Spread, strategy: Strategy
 ) -> None:
-    where, mapping = placed(setting, {"routed_experts"}, strategy, chips, spread)
+    where = placed(setting, {"routed_experts"}, strategy, chips, spread)
     term = plan_without_attention(where, by_expert=spread == "experts").experts
     assert term is not None
     every = [list(range(term.experts))]
-    theirs = sum(
-        tokens_through(where.network, where.chip, mapping, block.experts, every).active_pj()
-        for block in where.network.blocks
-    )
+    theirs = sum(tokens_through(where, block.experts, every).active_pj() for block in where.network.blocks)
     ours = term.layer_features(np.ones((term.layers, term.experts), np.int64)).sum(axis=0)
     assert ours[5] == 0
     assert ours[6] == pytest.approx(theirs, rel=1e-6 if chips == 1 or spread == "experts" else 0.02)
@@ -140,7 +133,7 @@ def test_energy_of_copies_is_that_of_their_events(
 @pytest.mark.parametrize("strategy", STRATEGIES[:3])
 @pytest.mark.parametrize("setting", SHARED, ids=lambda setting: setting.name)
 def test_ffns_of_all_tokens_are_rows(setting: Setting, strategy: Strategy) -> None:
-    where, mapping = placed(setting, {"dense_ffn", "shared_experts"}, strategy)
+    where = placed(setting, {"dense_ffn", "shared_experts"}, strategy)
     plan = plan_without_attention(where, by_expert=False)
     (row,) = plan.rows
     dense = "ffn" in setting.model
@@ -152,7 +145,7 @@ def test_ffns_of_all_tokens_are_rows(setting: Setting, strategy: Strategy) -> No
         for block in where.network.blocks:
             ffn = block.dense if dense else block.shared
             assert ffn is not None
-            graph = tokens_through(where.network, where.chip, mapping, [(ffn,)], [[0]] * tokens)
+            graph = tokens_through(where, [(ffn,)], [[0]] * tokens)
             theirs += graph.makespan_fs()
             theirs_pj += graph.active_pj()
         ours, ours_pj = of_rows(plan, tokens)
@@ -173,7 +166,7 @@ def test_shared_experts_work_beside_routed_ones(
     setting: Setting, chips: int, spread: Spread, strategy: Strategy
 ) -> None:
     """Never sooner than every event has it, and sooner than one after the other by what the shorter chain is."""
-    where, mapping = placed(setting, {"shared_experts", "routed_experts"}, strategy, chips, spread)
+    where = placed(setting, {"shared_experts", "routed_experts"}, strategy, chips, spread)
     plan = plan_without_attention(where, by_expert=spread == "experts")
     in_turns = plan_without_attention(where, by_expert=spread == "experts", all_experts=False)
     assert plan.experts == in_turns.experts
@@ -189,7 +182,7 @@ def test_shared_experts_work_beside_routed_ones(
         for block, chosen in zip(where.network.blocks, choices, strict=True):
             assert block.shared is not None
             everyone = [[*picked, term.experts] for picked in chosen]
-            theirs += event_fs(where, mapping, [*block.experts, (block.shared,)], everyone)
+            theirs += event_fs(where, [*block.experts, (block.shared,)], everyone)
         assert theirs <= MOST * both_fs(plan, counts, tokens)
         assert both_fs(plan, counts, tokens) < both_fs(in_turns, counts, tokens)
 

@@ -121,7 +121,7 @@ WIDE = Setting(
 CUT = [(setting, slices) for setting in (*MIXTURES[:2], WIDE) for slices in (2, 3)]
 
 
-def sliced(setting: Setting, slices: int, parts: frozenset[Part], strategy: Strategy, **changes: Any) -> Any:
+def sliced(setting: Setting, slices: int, parts: frozenset[Part], strategy: Strategy, **changes: Any) -> PlacedNetwork:
     """Each expert on as many chips."""
     moe = setting.model["moe"]
     widths = slice_widths(moe["intermediate"], slices, 512) if slices > 1 else ()
@@ -130,7 +130,7 @@ def sliced(setting: Setting, slices: int, parts: frozenset[Part], strategy: Stra
 
 @pytest.mark.parametrize(("setting", "slices"), CUT)
 def test_slices_keep_weights_crossbars_products_and_sums(setting: Setting, slices: int) -> None:
-    (whole, _), (cut, _) = (sliced(setting, number, ROUTED, "greedy_in_order") for number in (1, slices))
+    whole, cut = (sliced(setting, number, ROUTED, "greedy_in_order") for number in (1, slices))
     assert cut.network.parameters == whole.network.parameters
     assert cut.network.tiers(512, 512) == whole.network.tiers(512, 512)
     for block, of_cut in zip(whole.network.blocks, cut.network.blocks, strict=True):
@@ -158,17 +158,14 @@ WAYS = [
 def test_sliced_experts_take_what_every_event_takes(
     setting: Setting, slices: int, strategy: Strategy, partial_sums: str
 ) -> None:
-    where, mapping = sliced(setting, slices, ROUTED, strategy, partial_sums=partial_sums)
+    where = sliced(setting, slices, ROUTED, strategy, partial_sums=partial_sums)
     even = setting.model["moe"]["intermediate"] // 512 % slices == 0
-    for of_all, _ in ratios(where, mapping, "experts").values():
+    for of_all, _ in ratios(where, "experts").values():
         # The plan has partial sums leave after the widest slice, though the chip that has it may be where they go.
         assert 1 - (0.005 if even else 0.1) <= of_all <= 1.0005
     term = plan_without_attention(where, by_expert=True).experts
     assert term is not None
-    graphs = [
-        tokens_through(where.network, where.chip, mapping, block.experts, [range(term.experts)])
-        for block in where.network.blocks
-    ]
+    graphs = [tokens_through(where, block.experts, [range(term.experts)]) for block in where.network.blocks]
     ours = term.layer_features(np.ones((term.layers, term.experts), np.int64)).sum(axis=0)
     assert ours[6] == pytest.approx(sum(graph.active_pj() for graph in graphs), abs=term.layers * term.experts)
 
@@ -180,10 +177,10 @@ def test_a_token_through_the_whole_model_takes_what_its_events_take(
 ) -> None:
     times, energies = [], []
     for number in (1, slices):
-        where, mapping = sliced(setting, number, ALL_PARTS, "moe_separated", partial_sums=partial_sums)
+        where = sliced(setting, number, ALL_PARTS, "moe_separated", partial_sums=partial_sums)
         experts = setting.model["moe"]["experts"]
         walk = Walker(where, [(1.0,) * experts]).walk()
-        event = simulate(where.network, where.chip, mapping, [Sequence(1, 1, CONTEXT - 1)])
+        event = simulate(where.network, where.chip, where.mapping, [Sequence(1, 1, CONTEXT - 1)])
         chain, energy = sum(walk.chain_ps.values()), sum(walk.energy_nj.values()) + sum(walk.sampled_nj.values())
         for layer in walk.attention:
             fixed, slope = layer.exposed_ps
@@ -197,9 +194,9 @@ def test_a_token_through_the_whole_model_takes_what_its_events_take(
 
 
 def test_the_events_of_chips_without_communication_have_no_hops() -> None:
-    where, mapping = sliced(WIDE, 2, ALL_PARTS, "moe_separated")
+    where = sliced(WIDE, 2, ALL_PARTS, "moe_separated")
     both = [
-        simulate(where.network, where.chip, mapping, [Sequence(1, 1, 0)], communication=on).op_counts
+        simulate(where.network, where.chip, where.mapping, [Sequence(1, 1, 0)], communication=on).op_counts
         for on in (True, False)
     ]
     assert both[0]["link"] > 0
