@@ -2,6 +2,7 @@
 
 import gc
 import os
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -25,12 +26,17 @@ hypothesis.settings.register_profile("mutants", USUAL, derandomize=True, phases=
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default"))
 
 
+@cache  # of four hundred files, and ten thousand tests
+def _has_servers(file: Path) -> bool:
+    return any(folder in file.parents for folder in WITH_SERVERS)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests in folders about servers; what is deep is slow."""
     for item in items:
         if item.get_closest_marker("deep"):
             item.add_marker(pytest.mark.slow)
-        if any(folder in item.path.parents for folder in WITH_SERVERS):
+        if _has_servers(item.path):
             item.add_marker(pytest.mark.server)
 
 
