@@ -181,6 +181,7 @@ def test_being_told_to_stop_is_no_fault_of_it(
     broken(monkeypatch, tmp_path, f"import signal; signal.raise_signal({int(number)})", f"held_{int(number)}")
     router = make_router("mine")
     assert router is not None
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in its background
     handle_signals()
     try:
         with pytest.raises(stop):
