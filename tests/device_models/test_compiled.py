@@ -14,7 +14,7 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pimserve.device_models import compiled
@@ -73,6 +73,8 @@ WAYS = st.builds(
     most=st.integers(1, 60),
     groups=st.integers(1, 3),
 )
+@example(ways=(WayCosts(2, (), 0, False), WayCosts(1, (), 5, False)), requests=2, mean=5, most=10, groups=1)  # at first
+@example(ways=(WayCosts(1, (), 8, False), WayCosts(2, (), 0, False)), requests=2, mean=5, most=10, groups=1)  # later on
 def test_a_span_ends_where_python_ends_it(
     ways: tuple[WayCosts, ...], requests: int, mean: int, most: int, groups: int
 ) -> None:
@@ -103,6 +105,14 @@ def test_what_leaves_64_bit_is_left_to_python() -> None:
     assert serial_steps().decode_span(1, 1, 2**62, (), 0) is None
     assert serial_steps(chunks={(2**62, 0): (1, 2, 3)}).prompt_step(1, 1, [(2**62, 0)], 1) is None
     assert serial_steps().prompt_step(-5, 7, [(5, 0)], 1) is None
+
+
+@built
+def test_sums_of_times_may_leave_it() -> None:
+    rows = {"tokens": {6: 2**62 + 1}, "outputs": {1: 2**62 + 2}, "requests": {(1, 1): 2**62 + 3}}
+    found = serial_steps(**rows).prompt_step(1, 0, [(5, 0)], 1)
+    assert found is not None
+    assert found[1] == 3 * 2**62 + 6 + 3 + 1
 
 
 def _slow(time: int, thousandths: int = 1000) -> compiled.MixedSteps:
