@@ -18,6 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pimserve.device_models import compiled
+from pimserve.device_models.evaluate import step_of
 from pimserve.device_models.memo import Memo
 from pimserve.device_models.serial import SerialTiming, WayCosts
 from tests.examples import examples
@@ -92,6 +93,33 @@ def test_a_span_ends_where_python_ends_it(
 
 
 @built
+@examples(500)
+@given(
+    ways=st.lists(WAYS, min_size=1, max_size=3).map(tuple),
+    decodes=st.integers(0, 9),
+    mean=st.integers(1, 60),
+    chunks=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), min_size=1, max_size=3),
+    groups=st.integers(1, 3),
+    verify=st.sampled_from([1, 3]),
+)
+def test_a_step_with_prompts_is_as_in_python(
+    ways: tuple[WayCosts, ...], decodes: int, mean: int, chunks: list[tuple[int, int]], groups: int, verify: int
+) -> None:
+    timing, costs = SerialTiming(groups, ways, ()), Memo(lambda chunk: (7 * chunk[0], sum(chunk), 13 * chunk[1]))
+    rows = {"tokens": Memo(lambda count: 5 * count), "requests": Memo(lambda counts: 3 * counts[0] + counts[1])}
+    serial = serial_steps(ways, data_parallel=groups, verify_tokens=verify, chunks=costs, **rows)
+    asked = decodes, decodes * mean, chunks, decodes + 1
+    if groups > 1 and len(chunks) > 1:  # they are dealt out
+        assert serial.shape(*asked) is serial.prompt_step(*asked) is None
+        return
+    shape = step_of(timing, *asked, costs.__getitem__, verify)
+    sampled = decodes + 1 if verify == 1 else verify * decodes + len(chunks)
+    rows_fs = 5 * shape[6] + sampled // 10 + 3 * decodes + len(chunks)
+    assert serial.shape(*asked) == shape
+    assert serial.prompt_step(*asked) == (shape, rows_fs + timing.layers_fs(shape))
+
+
+@built
 def test_what_leaves_64_bit_is_left_to_python() -> None:
     beyond = serial_steps((WayCosts(2**61, (), 0, False),))
     assert beyond.decode_span(3, 6, 9, (), 0) is None
@@ -134,6 +162,9 @@ def _slow(time: int, thousandths: int = 1000) -> compiled.MixedSteps:
         lambda: mixed_steps().ends_fs(3, 9, 0, 2**62, 0),
         lambda: mixed_steps().ends_fs(3, 9, 0, 2, 2**62),
         lambda: mixed_steps(ways=(WayCosts(2**61, (), 0, False),)).ends_fs(3, 9, 0, 2, 0),
+        lambda: mixed_steps(rounds=((2, 2**10, True),), ways=(WayCosts(2**58, (), 0, False),)).step_fs(shape(), 0),
+        lambda: mixed_steps(closing_layers=2**10, ways=(WayCosts(2**58, (), 0, False),)).step_fs(shape(), 0),
+        lambda: mixed_steps(rows=((0, False, Memo(lambda _: [0, 2**61, 0, 0, 0])),)).step_fs(shape(), 0),
         lambda: _slow(2**61).ends_fs(3, 9, 0, 2, 0),
         lambda: _slow(2**40, 1000 * 2**34).ends_fs(3, 9, 0, 2, 0),  # whose lower 64 bit are 0
         lambda: _slow(-1).ends_fs(3, 9, 0, 2, 0),
