@@ -269,17 +269,31 @@ def test_wrong_arguments_are_told(call: Any, error: type[Exception]) -> None:
 
 
 @built
+def test_a_span_whose_list_has_become_shorter() -> None:
+    experts = [0, 1, 2, 3]
+    span = serial_steps().decode_span(1, 1, 3, experts, 0)
+    assert span is not None
+    del experts[2:]
+    with pytest.raises(IndexError):
+        span.duration_fs(3)
+
+
+@built
 def test_nothing_is_kept() -> None:
+    class Fresh(dict):
+        def __missing__(self, key: tuple[int, int]) -> tuple[int, int, int]:
+            return 2**40 + key[0], 2, 3
+
     def steps() -> None:
         for _ in range(300):
-            serial = serial_steps(requests=Memo(sum))
+            serial = serial_steps(requests=Memo(sum), chunks=Fresh({(6, 0): (1,)}))
             serial.prompt_step(7, 2**40, [(5, 0)], 8)
             span = serial.decode_span(7, 2**40, 3, [0, 2**40, 2**41, 2**42], 0)
             assert span is not None
             span.first_reaching(2**41, 3, 2**60)
             beyond = serial_steps((WayCosts(2**61, (), 0, False),))
             assert beyond.decode_span(3, 6, 9, (), 0) is beyond.prompt_step(3, 6, [(5, 0)], 3) is None
-            with pytest.raises(KeyError):
+            with pytest.raises(TypeError):
                 serial.prompt_step(7, 2**40, [(6, 0)], 8)
             mixed = mixed_steps()
             assert mixed.step_fs(shape(90), 3)
