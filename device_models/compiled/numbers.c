@@ -90,9 +90,8 @@ int fs_at_count(PyObject *mapping, fs_t count, fs_t *into)
 /* evaluate.counts_of: what row terms of each kind count, of all data-parallel groups and of the slowest one. */
 void counts_of(const Serial *serial, const Shape *shape, fs_t every[KINDS], fs_t busiest[KINDS])
 {
-    fs_t groups = serial->data_parallel, verify = serial->verify_tokens,
-         tokens = verify * shape->decodes + shape->prefill;
-    fs_t outputs = verify == 1 ? shape->outputs : verify * shape->decodes + shape->chunks; /* CostPlan.sampled */
+    fs_t groups = serial->data_parallel, outputs = sampled(serial, shape),
+         tokens = serial->verify_tokens * shape->decodes + shape->prefill;
     fs_t decodes = ceil_div(shape->decodes, groups), prompts = ceil_div(shape->chunks, groups);
     fs_t of_all[KINDS] = {tokens, outputs,       shape->decodes, shape->chunks, shape->decodes + shape->chunks,
                           tokens, shape->decodes};

@@ -123,12 +123,11 @@ static PyObject *serial_shape(SerialSteps *self, PyObject *const *args, Py_ssize
 /* Time of the row terms of a step with prompts. */
 static int rows_fs(const SerialSteps *self, const Shape *shape, wide_t *time)
 {
-    fs_t verify = self->serial.verify_tokens, here;
+    fs_t here;
     if (fs_at_count(self->tokens, shape->busiest, &here) < 0)
         return -1;
     *time += here;
-    fs_t outputs = verify == 1 ? shape->outputs : verify * shape->decodes + shape->chunks;
-    if (fs_at_count(self->outputs, outputs, &here) < 0)
+    if (fs_at_count(self->outputs, sampled(&self->serial, shape), &here) < 0)
         return -1;
     *time += here;
     if (!self->requests)

@@ -52,6 +52,12 @@ static inline fs_t ceil_div(fs_t a, fs_t b)
     return (a + b - 1) / b;
 }
 
+/* CostPlan.sampled */
+static inline fs_t sampled(const Serial *serial, const Shape *shape)
+{
+    return serial->verify_tokens == 1 ? shape->outputs : serial->verify_tokens * shape->decodes + shape->chunks;
+}
+
 /* Those that return int give -1 with an exception set. */
 int too_great(void);
 int narrow(wide_t value, fs_t *into);
