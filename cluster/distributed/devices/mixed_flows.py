@@ -53,7 +53,8 @@ def traffic_of_groups(
     for direction, rows, sender, receiver, size in passing:
         there = sender, senders + receiver
         ends, kind = (there, DISPATCH) if direction == "dispatch" else (there[::-1], COMBINE)
-        flows.append(Flow(*ends, kind, 0, fraction_of_bytes(size), sender, senders, of_outputs=rows == "outputs"))
+        # Evenly in each step, as its time has it: whole rows would leave odd ones to the first devices.
+        flows.append(Flow(*ends, kind, 0, fraction_of_bytes(size / senders), of_outputs=rows == "outputs"))
     holders = tuple(
         Holders(begin, devices, term.groups)
         for begin, devices, term in zip(begins[1:], sizes[1:], experts, strict=False)

@@ -165,6 +165,16 @@ def test_between_groups_pass_the_bytes_that_their_link_costs(
 
 
 @pytest.mark.parametrize("name", MIXED)
+def test_attention_s_devices_share_the_bytes_of_every_step_evenly(name: str) -> None:
+    pool = POOLS[name]
+    for tokens in (1, 3):
+        found = step(pool, tokens)
+        for kind in (DISPATCH, COMBINE):
+            passed = between(pool, found, kind, 1).sum(axis=1)
+            assert passed == pytest.approx(passed.mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", MIXED)
 def test_picks_go_from_attention_to_the_experts_and_back(name: str) -> None:
     pool = POOLS[name]
     found = step(pool, 1001)
