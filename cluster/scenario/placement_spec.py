@@ -133,6 +133,8 @@ class PlacementSpec(_Section):
             for key, default in (("attention", GroupSpec()), ("link", GroupLinkSpec())):
                 if getattr(self, key) != default:
                     raise ValueError(f"{key} has no effect with experts: attention: leave it out")
+        if self.link.hot_experts_gb_per_s is not None and self.hot_experts is None:
+            raise ValueError("link.hot_experts_gb_per_s has no effect without hot_experts: leave it out")
         if self.attention.experts is not None:
             raise ValueError("attention.experts has no effect, as routed experts are not there: leave it out")
         return self

@@ -124,6 +124,7 @@ def test_a_number_that_attention_states_stands_in_place_of_the_clusters() -> Non
         "{experts: attention, attention: {devices_per_node: 3}}",
         "{experts: attention, link: {gb_per_s: 3}}",
         "{experts: {device: h100}, attention: {experts: tp}}",
+        "{experts: {device: h100}, link: {hot_experts_gb_per_s: 3}}",
     ],
 )
 def test_what_can_have_no_effect_is_refused(placement: str) -> None:
