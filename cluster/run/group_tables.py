@@ -70,7 +70,7 @@ def group_table(groups: Groups) -> Table:
     rows = [
         of_kinds("devices", lambda kind: f"{count(kind.devices)} {text_of(kind.device)}"),
         row("has", lambda group: ", ".join(map(named_part, group.parts))),
-        of_kinds("weights in each, GB", lambda kind: figure(kind.weights_gb_per_device)),
+        of_kinds("weights in memory of each, GB", lambda kind: figure(kind.weights_gb_per_device)),
         row("KV cache in each, GB", lambda group: figure(group.kv_gb_per_device)),
         of_kinds("silicon, mm2", lambda kind: figure(kind.silicon_mm2)),
         of_kinds("TDP, W", lambda kind: figure(kind.tdp_w)),

@@ -25,6 +25,8 @@ def test_a_single_run_has_a_bar_for_each_group_and_its_tables(mixed):
         assert f"{name} working {share(shares.working)}" in time.alt
         assert f"waiting for the other group {share(shares.other_group)}" in time.alt
         assert f">{name}<" in time.svg
+    # Crossbars hold weights too: what is 0 there is memory's.
+    assert "weights in memory of each, GB" in [row.label for row in section.tables[0].rows]
     assert [table.caption for table in section.tables] == [
         "Groups of devices",
         "Link between the groups",
