@@ -222,6 +222,32 @@ def placement_facts(
     }
 
 
+def copies_together(slots: Sequence[Slots], groups: int) -> list[str]:
+    """What is to be said of copies that are beside another of the same expert: sentences.
+
+    Args:
+        slots: the expert in each, a row for all MoE layers or for each.
+        groups: of devices, that hold as many slots each.
+    """
+    found = [
+        (layer, expert, [slot for slot, held in enumerate(row) if held == expert and slot // room == group])
+        for layer, row in enumerate(slots)
+        for room in [len(row) // groups]
+        for group in range(groups)
+        for expert, times in Counter(row[group * room : (group + 1) * room]).items()
+        if times > 1
+    ]
+    if not found:
+        return []
+    layer, expert, at = found[0]
+    where = f" of MoE layer {layer}" if len(slots) > 1 else ""
+    more = f", and {len(found) - 1:,} more like it" if len(found) > 1 else ""
+    return [
+        f"{_WHERE}: slots {' and '.join(map(str, at))}{where} hold expert {expert} on the same devices{more}: copies "
+        "there take memory, read their weights again and relieve no device"
+    ]
+
+
 def _busiest(slots: Sequence[Slots], loads: Sequence[Sequence[float]], groups: int) -> FloatArray:
     """(layers,): load of the busiest group of devices."""
     of_slots = layer_loads(slots, loads)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.drafting import with_speculation
-from pimserve.cluster.scenario.expert_placement import expert_weights, placement_facts
+from pimserve.cluster.scenario.expert_placement import copies_together, expert_weights, placement_facts
 from pimserve.cluster.scenario.hot_experts import SomeExperts, both, hot_and_cold
 from pimserve.cluster.scenario.placement import PlacedPool, place
 from pimserve.cluster.scenario.placement_spec import GroupName
@@ -75,10 +75,11 @@ def place_group(
         settings = settings.model_copy(update={"kv_blocks": None})
     pool = place(device, links, demand, settings, replicas=scenario.cluster.replicas)
     pool = with_speculation(pool, scenario, device, links, demand)
-    if spec is None or pool.plan.experts is None:
+    if spec is None or model.moe is None or pool.plan.experts is None:
         return pool
     facts = {**pool.replica.facts, "expert_placement": placement_facts(spec, model, split, weights, slots)}
-    return replace(pool, replica=replace(pool.replica, facts=facts))
+    notes = (*pool.replica.warnings, *copies_together(slots, split.expert_groups(model.moe.experts)))
+    return replace(pool, replica=replace(pool.replica, facts=facts, warnings=notes))
 
 
 def place_below(where: str, section: str, given: object) -> str:

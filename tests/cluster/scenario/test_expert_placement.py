@@ -129,6 +129,35 @@ def test_an_own_table_of_a_file(tmp_path: Path, name: str, content: bytes) -> No
     assert facts(pool)["order"] == "own table"
 
 
+TOGETHER = "on the same devices"
+
+
+@pytest.mark.parametrize(
+    ("slots", "said"),
+    [
+        ("[0, 0, 1, 2, 3, 4, 5, 6, 7, 7]", "slots 0 and 1 hold expert 0 on the same devices, and 1 more like it"),
+        ("[0, 1, 2, 3, 4, 5, 5, 6, 7, 0]", "slots 5 and 6 hold expert 5 on the same devices: copies there take memory"),
+        (str([[*range(8), 0, 1]] * 31 + [[*range(8), 6, 0]]), "slots 6 and 8 of MoE layer 31 hold expert 6 on"),
+        ("[0, 1, 2, 3, 4, 5, 6, 7, 0, 1]", ""),
+    ],
+)
+def test_copies_beside_each_other_are_told(slots: str, said: str) -> None:
+    spec = f"{{redundant_experts: 2, slots: {slots}}}"
+    pool = placed("cluster.devices_per_node=2", "cluster.device=h200", f"cluster.expert_placement={spec}")
+    told = [warning for warning in pool.replica.warnings if TOGETHER in warning]
+    assert len(told) == bool(said)
+    assert all(said in warning for warning in told)
+
+
+@pytest.mark.parametrize("device", ["h100", "{preset: aimc-realistic, spread: experts}"])
+def test_copies_that_the_popularity_order_spreads_are_not_told(device: str) -> None:
+    placement = f"cluster.placement={{experts: {{device: {device}, devices_per_node: 4}}, micro_batches: 1}}"
+    tiers = ["cluster.placement.experts.device.tiers=128"] if "aimc" in device else []
+    copied = "cluster.expert_placement={order: popularity, redundant_experts: 4}"
+    pool = placed(*SKEWED, placement, *tiers, copied)
+    assert not [warning for warning in pool.replica.warnings if TOGETHER in warning]
+
+
 REFUSED: list[tuple[list[str], str]] = [
     (
         ["cluster.expert_placement.redundant_experts=3"],
