@@ -74,7 +74,8 @@ def _events(history: History, progress: Sequence[ReplicaProgress], most_requests
     for replica, pool in enumerate(engines):
         pid = replica + 1
         role = f"{pool.name} " if pool.name else ""
-        yield from _process(pid, f"{role}replica {replica}: {pool.devices_per_replica} {pool.label}", pid)
+        devices = " + ".join(f"{member.devices_per_replica} {member.label}" for member in pool.members)
+        yield from _process(pid, f"{role}replica {replica}: {devices}", pid)
         yield _track(pid, 1, "steps")
         yield from _steps(pid, history.spans[replica], most)
         yield from _units(pid, history.spans[replica], progress[replica], history.end_s)

@@ -170,6 +170,8 @@ def mixed(tmp_path_factory):
 
 def test_micro_batches_of_a_step_go_round_and_end_with_it(mixed, tmp_path):
     events, _ = events_of(mixed, tmp_path)
+    names = [event["args"]["name"] for event in events if event["name"] == "process_name"]
+    assert "replica 0: 2 duplex + 6 aimc-realistic" in names
     lanes = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
     assert lanes == {1: "steps"} | {
         2 + place: f"{name}, some steps" for place, name in enumerate(("attention", "dispatch", "experts", "combine"))
