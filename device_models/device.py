@@ -353,10 +353,12 @@ class OperatorDevice:
             tokens, most, fits = 0, 0, left >= 0
         if not fits:
             held = f", activations and the like {reserved / 1e9:.1f} GB" if reserved else ""
-            remedies = "more devices, more tensor parallelism" if "attention" in demand.parts else "more devices"
+            remedies, of = "more devices, more tensor parallelism", ""
+            if "attention" not in demand.parts:
+                remedies, of = "more devices", f" ({', '.join(sorted(demand.parts)).replace('_', ' ')})"
             raise InputError(
                 "cluster",
-                f"{demand.model.name} does not fit: weights take {weights / 1e9:.1f} GB{held} of each device's usable "
-                f"{usable / 1e9:.1f} GB ({split.devices} x {self.spec.name}); use {remedies} or a smaller model",
+                f"{demand.model.name}{of} does not fit: weights take {weights / 1e9:.1f} GB{held} of each device's "
+                f"usable {usable / 1e9:.1f} GB ({split.devices} x {self.spec.name}); use {remedies} or a smaller model",
             )
         return tokens, most

@@ -155,6 +155,11 @@ def test_pools_may_have_groups(tmp_path: Path) -> None:
         (["model=llama-3.1-8b"], "cluster.placement", "no routed experts"),
         (["cluster.placement={experts: attention, lm_head: experts}"], "cluster.placement", "lm_head"),
         (["cluster.placement={experts: attention, micro_batches: 2}"], "cluster.placement", "micro_batches"),
+        (
+            ["cluster.placement={experts: {device: h100, devices_per_node: 1}, lm_head: experts}"],
+            "cluster.placement.experts: ",
+            "mixtral-8x7b (lm head, routed experts) does not fit: weights take 90.",
+        ),
     ],
 )
 def test_what_does_not_go_is_said_with_its_place(overrides: list[str], where: str, what: str) -> None:
