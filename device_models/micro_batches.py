@@ -38,14 +38,14 @@ class MicroBatches:
     """How a step's batch goes round between two groups of devices.
 
     Args:
-        from_tokens: a step of at least so many tokens is cut into 1, 2, ... micro-batches; ascending. Where it has
-            fewer tokens than these, some are empty.
+        cuts: (tokens, micro-batches of a step with at least so many tokens), by ascending tokens. Where a step has
+            fewer tokens than micro-batches, some are empty.
         counts: layers, dense layers and MoE layers of the model; times of row terms are multiples of them.
         visits: in the order of the pass.
         closing: layers, and dense ones among them, that attention's devices run after the last visit.
     """
 
-    from_tokens: tuple[int, ...]
+    cuts: tuple[tuple[int, int], ...]
     counts: tuple[int, int, int]
     visits: tuple[Visit, ...]
     closing: tuple[int, int]
@@ -65,16 +65,25 @@ class MicroBatches:
         """Whether all visits are of MoE layers."""
         return all(visit.calls == "moe_layers" for visit in self.visits)
 
-    @property
+    @cached_property
     def parts(self) -> int:
         """The most micro-batches of a step."""
-        return len(self.from_tokens)
+        return max(number for _, number in self.cuts)
+
+    @cached_property
+    def _from_tokens(self) -> list[int]:
+        return [tokens for tokens, _ in self.cuts]
 
     def of_step(self, tokens: N) -> N:
-        """Micro-batches of steps with so many tokens."""
+        """Micro-batches of steps with so many tokens; 0: it has fewer than any cut."""
         if isinstance(tokens, int):
-            return bisect_right(self.from_tokens, tokens)
-        return sum([1 * (tokens >= least_tokens) for least_tokens in self.from_tokens], 0 * tokens)
+            place = bisect_right(self._from_tokens, tokens)
+            return self.cuts[place - 1][1] if place else 0
+        less, found = 0, 0 * tokens
+        for from_tokens, number in self.cuts:
+            found = found + (number - less) * (tokens >= from_tokens)
+            less = number
+        return found
 
     def repeats(self, runs: Runs) -> int:
         """How often in a pass something runs."""

@@ -29,7 +29,7 @@ def mixed_plan(
     routed_link: RoutedLink,
     *,
     on_experts: Set[Part],
-    from_tokens: tuple[int, ...],
+    cuts: tuple[tuple[int, int], ...],
 ) -> CostPlan:
     """What steps cost on both groups.
 
@@ -40,7 +40,7 @@ def mixed_plan(
         link: what dispatch and combine take, as terms of these stages.
         routed_link: what these of MoE layers follow from.
         on_experts: parts of the model that the other group has.
-        from_tokens: tokens of a step from which it is cut into 1, 2, ... micro-batches.
+        cuts: (tokens, micro-batches of a step with at least so many), as `MicroBatches` has them.
     """
     assert experts.experts is not None
     units = {unit: f"{EXPERTS}_{unit}" for unit in experts.units} | {HOST: HOST}
@@ -59,9 +59,7 @@ def mixed_plan(
         rows=(*attention.rows, *rows, *link),
         experts=term,
         passive=passive_of_both(attention.passive, experts.passive),
-        micro_batches=MicroBatches(
-            from_tokens, (model.layers, model.dense_layers, model.moe_layers), tuple(visits), closing
-        ),
+        micro_batches=MicroBatches(cuts, (model.layers, model.dense_layers, model.moe_layers), tuple(visits), closing),
         link=routed_link,
     )
     return in_repeats(plan)

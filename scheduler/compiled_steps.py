@@ -31,7 +31,7 @@ def mixed_steps(tables: PlanTables, pools: ExpertPools | None) -> compiled.Mixed
             rounds=tuple((visits, visit.layers, visit.calls == "moe_layers") for visit, visits in micro.rounds),
             closing_layers=micro.closing[0],
             layers=micro.counts[0],
-            from_tokens=micro.from_tokens,
+            cuts=micro.cuts,
             data_parallel=plan.data_parallel,
             verify_tokens=plan.verify_tokens,
             ways=tuple(timing.ways),

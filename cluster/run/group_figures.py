@@ -118,7 +118,8 @@ def _micro_batches(placement: Mapping[str, Any]) -> MicroBatchFigures:
     if tried is not None:
         batches = [TriedBatch(requests=int(requests), step_s=step_s) for requests, step_s in tried["step_s"].items()]
         how = {"tried": TriedMicroBatches(context_tokens=tried["context_tokens"], batches=batches)}
-    return MicroBatchFigures(most=placement["micro_batches"], from_tokens=placement["micro_batches_from_tokens"], **how)
+    from_tokens, numbers = map(list, zip(*placement["micro_batches_by_tokens"], strict=True))
+    return MicroBatchFigures(most=placement["micro_batches"], from_tokens=from_tokens, numbers=numbers, **how)
 
 
 def _link(pool: PlacedPool, logs: Sequence[StepLog], whole_fs: int) -> GroupLinkFigures:

@@ -108,7 +108,8 @@ class MicroBatchFigures(Section):
     """Parts of a step's batch that alternate between the groups."""
 
     most: int = figure("micro-batches", "of a step")
-    from_tokens: list[int] = text("tokens of a step from which it is cut into 1, 2, ... micro-batches")
+    from_tokens: list[int] = text("tokens of a step from which it is cut into so many micro-batches as `numbers` says")
+    numbers: list[int] = text("micro-batches, for each of `from_tokens`")
     tried: TriedMicroBatches | None = Field(None, description="with micro_batches: auto")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from pimserve.cluster.base.figures import ABSENT, count, figure, named, scaled, share, text_of
@@ -121,13 +120,10 @@ def _gb(sent: float | None) -> float | None:
 
 def micro_batch_table(chosen: MicroBatchFigures) -> Table:
     """How many micro-batches steps have, and the times that this is from: a row for each batch that was tried."""
-    most, tried = chosen.most or 1, chosen.tried
-    numbers = tuple(str(number) for number in range(1, most + 1))
-    from_tokens = Row("from tokens of a step on", tuple(map(count, chosen.from_tokens)))
+    tried = chosen.tried
     if tried is None:
-        return Table("Micro-batches", numbers, [from_tokens])
+        return Table("Micro-batches", ("of a step",), [Row("micro-batches", (figure(chosen.most),))])
     columns = tuple(dict.fromkeys(number for batch in tried.batches for number in batch.step_s))
-    cells = (*from_tokens.cells, *[ABSENT] * (len(columns) - len(numbers)))
     rows = [
         Row(
             f"{count(batch.requests)} request{'s' * (batch.requests != 1)}",
@@ -136,7 +132,9 @@ def micro_batch_table(chosen: MicroBatchFigures) -> Table:
         for batch in tried.batches
     ]
     note = f"tried: decode steps of so many requests with {count(tried.context_tokens)} tokens of context each"
-    return Table("Micro-batches", columns, [replace(from_tokens, cells=cells), *rows], note=note)
+    cuts = zip(chosen.from_tokens, chosen.numbers, strict=True)
+    taken = ", ".join(f"{number} from {count(tokens)} on" for tokens, number in cuts)
+    return Table("Micro-batches", columns, rows, note=f"by tokens of a step: {taken}; {note}")
 
 
 def unit_rows(pool: PoolFigures | ServedSummary) -> Iterator[tuple[str, str, str]]:

@@ -24,6 +24,7 @@ from pimserve.scheduler.mixed_costs import make_costs
 _WHERE = "cluster.placement"
 _AUTO = (1, 2, 3, 4)  # micro-batches that are tried
 _AUTO_BATCHES = tuple(2**power for power in range(13))  # decoding requests with which they are tried
+Cuts = tuple[tuple[int, int], ...]  # as `MicroBatches` has them
 _AUTO_CONTEXT = 2048  # tokens of each, at most
 
 
@@ -46,12 +47,12 @@ def place_two_groups(scenario: Scenario, model: ModelSpec, routing: Routing) -> 
         )
     link = link_between(scenario, model, routing, attention, experts)
     if spec.micro_batches != "auto":
-        return _joined(spec, link, attention, experts, (1,) * spec.micro_batches)
+        return _joined(spec, link, attention, experts, ((1, spec.micro_batches),))
     try:
-        from_tokens, tried = _tried(scenario, spec, link, attention, experts, routing)
+        cuts, tried = _tried(scenario, spec, link, attention, experts, routing)
     except OverflowError as error:  # an energy, as times are bounded
         raise InputError(f"{_WHERE}.experts.device", f"{error}; is the unit of an energy wrong?") from None
-    pool = _joined(spec, link, attention, experts, from_tokens)
+    pool = _joined(spec, link, attention, experts, cuts)
     placement = {**pool.replica.facts["placement"], "micro_batches_auto": tried}
     return replace(pool, replica=replace(pool.replica, facts={**pool.replica.facts, "placement": placement}))
 
@@ -79,18 +80,18 @@ def _tried(
     attention: PlacedPool,
     experts: PlacedPool,
     routing: Routing,
-) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """(tokens of a step from which it is cut into 1, 2, ... micro-batches, the step times that this is from).
+) -> tuple[Cuts, dict[str, Any]]:
+    """(how steps are cut by their tokens, the step times that this is from).
 
     Tried are batches of decoding requests up to the largest that scheduler and KV cache allow, with one exact draw of
-    the experts each; a number counts from the first batch on from which no smaller number is faster any more.
+    the experts each. The number with the shortest step, the smallest of these, is taken up to the next batch.
     """
     seed, (full, context) = scenario.run.seed, full_batch(scenario, attention)
     batches = [*(requests for requests in _AUTO_BATCHES if requests < full), full]
     steps_s: dict[int, dict[int, float]] = {requests: {} for requests in batches}
     outcomes: ExpertPools | None = None
     for number in _AUTO:
-        plan = _joined(spec, link, attention, experts, (1,) * number).plan
+        plan = _joined(spec, link, attention, experts, ((1, number),)).plan
         assert plan.experts is not None
         outcomes = outcomes or ExpertPools(plan.experts, routing, seed)
         costs = make_costs(plan, outcomes, replica=0, seed=seed, exact=True)
@@ -99,12 +100,11 @@ def _tried(
                 span = costs.decode_span(0, requests, requests * context, 1)
                 steps_s[requests][number] = span.duration_fs(1) / FS_PER_S
     best = [min(steps_s[requests], key=steps_s[requests].__getitem__) for requests in batches]
-    from_tokens: list[int] = []
-    for number in range(1, best[-1] + 1):
-        fewer = [place for place, found in enumerate(best) if found < number]
-        from_tokens.append(scenario.scheduler.verify_tokens * batches[fewer[-1] + 1] if fewer else 1)
+    sizes = [1, *(scenario.scheduler.verify_tokens * requests for requests in batches[1:])]
+    changes = [place == 0 or number != best[place - 1] for place, number in enumerate(best)]
+    cuts = tuple(cut for cut, change in zip(zip(sizes, best, strict=True), changes, strict=True) if change)
     table = {str(requests): {str(m): seconds for m, seconds in times.items()} for requests, times in steps_s.items()}
-    return tuple(from_tokens), {"context_tokens": context, "step_s": table}
+    return cuts, {"context_tokens": context, "step_s": table}
 
 
 def full_batch(scenario: Scenario, pool: PlacedPool) -> tuple[int, int]:
@@ -114,9 +114,7 @@ def full_batch(scenario: Scenario, pool: PlacedPool) -> tuple[int, int]:
     return max(1, min(scenario.scheduler.max_num_seqs, held)), context
 
 
-def _joined(
-    spec: PlacementSpec, link: GroupLink, attention: PlacedPool, experts: PlacedPool, from_tokens: tuple[int, ...]
-) -> PlacedPool:
+def _joined(spec: PlacementSpec, link: GroupLink, attention: PlacedPool, experts: PlacedPool, cuts: Cuts) -> PlacedPool:
     """Both groups as one pool."""
     plan = mixed_plan(
         link.model,
@@ -125,14 +123,14 @@ def _joined(
         link.terms(),
         link.routed,
         on_experts=spec.on_experts,
-        from_tokens=from_tokens,
+        cuts=cuts,
     )
     own, other = attention.replica, experts.replica
     facts: dict[str, Any] = {
         **own.facts,
         "placement": {
-            "micro_batches": len(from_tokens),
-            "micro_batches_from_tokens": list(from_tokens),
+            "micro_batches": max(number for _, number in cuts),
+            "micro_batches_by_tokens": cuts,
             "on_experts": sorted(spec.on_experts),
             "link": link.facts(),
             "experts": dict(other.facts),

@@ -40,7 +40,7 @@ class MixedSteps:
         rounds: tuple[tuple[int, int, bool], ...],
         closing_layers: int,
         layers: int,
-        from_tokens: tuple[int, ...],
+        cuts: tuple[tuple[int, int], ...],
         data_parallel: int,
         verify_tokens: int,
         ways: tuple[WayCosts, ...],

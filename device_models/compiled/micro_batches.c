@@ -4,10 +4,10 @@
 
 Py_ssize_t parts_of(const MixedSteps *mixed, fs_t tokens)
 {
-    Py_ssize_t n = 0;
-    while (n < mixed->most_parts && mixed->from_tokens[n] <= tokens)
-        n++;
-    return n;
+    Py_ssize_t number = 0;
+    for (Py_ssize_t i = 0; i < mixed->n_cuts && mixed->cuts[i].from_tokens <= tokens; i++)
+        number = (Py_ssize_t)mixed->cuts[i].number;
+    return number;
 }
 
 /* MicroBatches.split. Some may be empty where others have prompts alone: they take no time, and hold nobody up, as the

@@ -13,12 +13,18 @@ typedef struct {
     int routed;
 } Round;
 
+/* Micro-batches of a step with at least so many tokens. */
+typedef struct {
+    fs_t from_tokens, number;
+} Cut;
+
 typedef struct {
     PyObject_HEAD Serial serial;
     Round *rounds;
     Py_ssize_t n_rounds;
     fs_t visits, routed_visits, layers, closing_layers; /* of a pass */
-    fs_t *from_tokens;
+    Cut *cuts;                                          /* MicroBatches.cuts */
+    Py_ssize_t n_cuts;
     Py_ssize_t most_parts;
     Rows *rows, *once; /* of each micro-batch; of what runs once for all */
     Py_ssize_t n_rows, n_once;

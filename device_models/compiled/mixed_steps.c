@@ -2,20 +2,30 @@
 
 #include "mixed.h"
 
-static int read_from_tokens(MixedSteps *self, PyObject *given)
+static int read_cuts(MixedSteps *self, PyObject *given)
 {
-    self->most_parts = PyTuple_GET_SIZE(given);
-    self->from_tokens = PyMem_Calloc((size_t)self->most_parts + 1, sizeof(fs_t));
-    if (!self->from_tokens) {
+    self->n_cuts = PyTuple_GET_SIZE(given);
+    self->cuts = PyMem_Calloc((size_t)self->n_cuts + 1, sizeof(Cut));
+    if (!self->cuts) {
         PyErr_NoMemory();
         return -1;
     }
-    for (Py_ssize_t i = 0; i < self->most_parts; i++)
-        if (as_fs(PyTuple_GET_ITEM(given, i), self->from_tokens + i) < 0)
+    for (Py_ssize_t i = 0; i < self->n_cuts; i++) {
+        long long from_tokens, number;
+        if (!is_tuple(PyTuple_GET_ITEM(given, i)) ||
+            !PyArg_ParseTuple(PyTuple_GET_ITEM(given, i), "LL", &from_tokens, &number))
             return -1;
-    if (self->most_parts && self->most_parts <= MOST_PARTS)
+        if (number < 1 || number > MOST_PARTS) {
+            PyErr_Format(PyExc_ValueError, "1 to %d micro-batches", MOST_PARTS);
+            return -1;
+        }
+        self->cuts[i] = (Cut){from_tokens, number};
+        if (self->most_parts < number)
+            self->most_parts = (Py_ssize_t)number;
+    }
+    if (self->most_parts)
         return 0;
-    PyErr_Format(PyExc_ValueError, "1 to %d micro-batches", MOST_PARTS);
+    PyErr_SetString(PyExc_ValueError, "steps are cut into at least one micro-batch");
     return -1;
 }
 
@@ -43,15 +53,15 @@ static int read_rounds(MixedSteps *self, PyObject *given)
 
 static int read_plan(MixedSteps *self, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"rounds",        "closing_layers", "layers",      "from_tokens", "data_parallel",
+    static char *names[] = {"rounds",        "closing_layers", "layers",      "cuts",        "data_parallel",
                             "verify_tokens", "ways",           "rows",        "once",        "pools",
                             "pool_size",     "thousandths",    "fine_tokens", "octave_bits", NULL};
-    PyObject *rounds, *from_tokens, *ways, *rows, *once, *pools;
+    PyObject *rounds, *cuts, *ways, *rows, *once, *pools;
     long long closing, layers, data_parallel, verify_tokens, pool_size, thousandths, fine_tokens, octave_bits;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!LLO!LLO!O!O!OLLLL", names, &PyTuple_Type, &rounds, &closing,
-                                     &layers, &PyTuple_Type, &from_tokens, &data_parallel, &verify_tokens,
-                                     &PyTuple_Type, &ways, &PyTuple_Type, &rows, &PyTuple_Type, &once, &pools,
-                                     &pool_size, &thousandths, &fine_tokens, &octave_bits))
+                                     &layers, &PyTuple_Type, &cuts, &data_parallel, &verify_tokens, &PyTuple_Type,
+                                     &ways, &PyTuple_Type, &rows, &PyTuple_Type, &once, &pools, &pool_size,
+                                     &thousandths, &fine_tokens, &octave_bits))
         return -1;
     if (layers < 1 || pool_size < 1) {
         PyErr_SetString(PyExc_ValueError, "a layer and an outcome are needed");
@@ -73,8 +83,7 @@ static int read_plan(MixedSteps *self, PyObject *args, PyObject *keywords)
     self->thousandths = thousandths;
     self->fine_tokens = fine_tokens;
     self->octave_bits = octave_bits;
-    if (serial_read(&self->serial, ways) < 0 || read_from_tokens(self, from_tokens) < 0 ||
-        read_rounds(self, rounds) < 0)
+    if (serial_read(&self->serial, ways) < 0 || read_cuts(self, cuts) < 0 || read_rounds(self, rounds) < 0)
         return -1;
     if (rows_read(rows, &self->rows, &self->n_rows) < 0 || rows_read(once, &self->once, &self->n_once) < 0)
         return -1;
@@ -95,7 +104,7 @@ static void mixed_dealloc(MixedSteps *self)
     PyTypeObject *type = Py_TYPE(self);
     serial_free(&self->serial);
     PyMem_Free(self->rounds);
-    PyMem_Free(self->from_tokens);
+    PyMem_Free(self->cuts);
     rows_free(self->rows, self->n_rows);
     rows_free(self->once, self->n_once);
     Py_XDECREF(self->pools);

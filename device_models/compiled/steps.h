@@ -14,7 +14,7 @@ typedef __int128 wide_t; /* their products */
 #define KINDS 7 /* of rows, in the order of step.row_counts */
 
 /* Up to these, products of two are within 64 bit, and those with a time within 128. */
-#define MOST_COUNT ((fs_t)1 << 40) /* of requests, of tokens */
+#define MOST_COUNT ((fs_t)1 << 40)   /* of requests, of tokens */
 #define MOST_OF_PLAN ((fs_t)1 << 20) /* of layers, of groups, of steps of a span */
 
 typedef struct {

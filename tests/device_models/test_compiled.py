@@ -42,7 +42,7 @@ def mixed_steps(**others: Any) -> compiled.MixedSteps:
     """Two MoE layers; row terms take 1 fs in each visit, routed experts as many as their outcome's number and layer."""
     rows, outcomes = Memo(lambda _: [1] * 5), np.arange(256).reshape(128, 2)
     plan = {
-        "rounds": ((2, 1, True),), "closing_layers": 0, "layers": 2, "from_tokens": (1, 2),
+        "rounds": ((2, 1, True),), "closing_layers": 0, "layers": 2, "cuts": ((1, 1), (2, 2)),
         "data_parallel": 1, "verify_tokens": 1, "ways": (WayCosts(2, (), 3, False),),
         "rows": ((0, False, rows),), "once": ((0, True, Memo(lambda count: count)),),
         "pools": Memo(lambda _: outcomes), "pool_size": 128,
@@ -244,8 +244,8 @@ def test_what_costs_are_asked_for_may_change_the_list() -> None:
         (lambda: mixed_steps(rounds=(5,)), TypeError),
         (lambda: mixed_steps(rows=(5,)), TypeError),
         (lambda: mixed_steps(rows=((7, False, {}),)), ValueError),
-        (lambda: mixed_steps(from_tokens=()), ValueError),
-        (lambda: mixed_steps(from_tokens=(1,) * 17), ValueError),
+        (lambda: mixed_steps(cuts=()), ValueError),
+        (lambda: mixed_steps(cuts=((1, 17),)), ValueError),
         (lambda: mixed_steps(layers=0), ValueError),
         (lambda: mixed_steps(pool_size=0), ValueError),
         (lambda: mixed_steps(fine_tokens=1), ValueError),

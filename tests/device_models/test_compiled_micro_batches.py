@@ -34,12 +34,14 @@ class Both:
     """
 
     def __init__(self, draw: st.DrawFn) -> None:
-        self.from_tokens = tuple(sorted([1, *draw(st.lists(st.integers(1, 12), max_size=3))]))
+        numbers = st.integers(1, 4)
+        others = draw(st.dictionaries(st.integers(2, 12), numbers, max_size=3))
+        self.cuts = ((1, draw(numbers)), *sorted(others.items()))
         self.groups, self.verify = draw(st.integers(1, 3)), draw(st.sampled_from([1, 3]))
         moe, dense, closing = draw(st.integers(1, 3)), draw(st.integers(0, 2)), draw(st.integers(0, 2))
         visits = (*[Visit(1, 1, 0, "dense_layers")] * dense, *[Visit(1, 0, 1, "moe_layers")] * moe)
         layers = moe + dense + closing
-        self.micro = MicroBatches(self.from_tokens, (layers, dense, moe), visits, (closing, 0))
+        self.micro = MicroBatches(self.cuts, (layers, dense, moe), visits, (closing, 0))
         slope, per_request = draw(st.integers(0, 9)), draw(st.integers(0, 9))
         ways = [WayCosts(slope, ((draw(st.integers(0, 3)), 9),), per_request, draw(st.booleans()))]
         self.timing = SerialTiming(self.groups, ways, ())
@@ -70,7 +72,7 @@ class Both:
             rounds=tuple((visits, visit.layers, visit.calls == "moe_layers") for visit, visits in self.micro.rounds),
             closing_layers=self.micro.closing[0],
             layers=self.micro.counts[0],
-            from_tokens=self.from_tokens,
+            cuts=self.cuts,
             data_parallel=self.groups,
             verify_tokens=self.verify,
             ways=tuple(self.timing.ways),

@@ -78,14 +78,14 @@ def test_a_third_micro_batch_gains_what_was_measured(share: float, gain: float) 
     st.integers(1, 40),
     st.integers(0, 60_000),
     st.lists(st.tuples(st.integers(1, 500), st.integers(0, 2000)), max_size=3),
-    st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    st.dictionaries(st.integers(2, 60), st.integers(1, 5), max_size=4),
     st.integers(1, 3),
 )
 def test_micro_batches_have_all_of_a_step_and_no_more(
-    decodes: int, context: int, chunks: list[tuple[int, int]], from_tokens: list[int], data_parallel: int
+    decodes: int, context: int, chunks: list[tuple[int, int]], cuts: dict[int, int], data_parallel: int
 ) -> None:
     context = max(context, decodes)
-    micro = MicroBatches((1, *sorted(from_tokens)), (4, 0, 4), (Visit(1, 0, 1, "moe_layers"),) * 4, (0, 0))
+    micro = MicroBatches(((1, 2), *sorted(cuts.items())), (4, 0, 4), (Visit(1, 0, 1, "moe_layers"),) * 4, (0, 0))
     tokens, prefill_fs = sum(chunk[0] for chunk in chunks), 4 * sum(chunk[1] for chunk in chunks)
     completed = len(chunks) // 2
     shape = StepShape(
@@ -117,5 +117,5 @@ def test_micro_batches_have_all_of_a_step_and_no_more(
 
 
 def test_a_step_of_few_tokens_is_not_cut() -> None:
-    micro = MicroBatches((1, 8, 32), (1, 0, 1), (Visit(1, 0, 1, "moe_layers"),), (0, 0))
+    micro = MicroBatches(((1, 1), (8, 2), (32, 3)), (1, 0, 1), (Visit(1, 0, 1, "moe_layers"),), (0, 0))
     assert [micro.of_step(tokens) for tokens in (1, 7, 8, 31, 32, 500)] == [1, 1, 2, 2, 3, 3]

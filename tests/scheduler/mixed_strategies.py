@@ -15,7 +15,12 @@ from pimserve.device_models.split_experts import SideUnit, SplitExperts
 
 FS_PER_MS = 10**12
 
-_FROM_TOKENS = st.lists(st.just(1) | st.integers(1, 40), min_size=1, max_size=4)
+_NUMBERS = st.integers(1, 4)
+_CUTS = st.builds(
+    lambda first, others: ((1, first), *sorted(others.items())),
+    _NUMBERS,
+    st.dictionaries(st.integers(2, 40), _NUMBERS, max_size=3),
+)
 _RATES = st.sampled_from([0.1, 0.3, 2.0])
 _SLOW = st.sampled_from([0.0, 5.0, 300.0])
 
@@ -68,9 +73,7 @@ def mixed(draw: st.DrawFn, plan: CostPlan) -> CostPlan:
             count = "outputs" if runs == "last" else "tokens"
             rows.append(RowTerm("there", "moe", unit, count, pieces, Energy(1, 2, 3), runs=runs, stage=stage))
     counts = moe_layers + dense_layers, dense_layers, moe_layers
-    from_tokens = sorted(draw(_FROM_TOKENS))
-    from_tokens[0] = 1
-    micro = MicroBatches(tuple(from_tokens), counts, tuple(visits), (layers, dense))
+    micro = MicroBatches(draw(_CUTS), counts, tuple(visits), (layers, dense))
     units = (*plan.units, "experts_xpu")
     plan = replace(plan, devices=plan.devices + 1, units=units, rows=tuple(rows), micro_batches=micro)
     return in_repeats(replace(plan, link=draw(st.none() | links(plan.experts))))

@@ -40,7 +40,7 @@ def mixed_fs(
     assert micro is not None
     width = plan.verify_tokens
     whole_tokens = width * decodes + sum(chunk.tokens for chunk in chunks)
-    most, m = micro.parts, sum(whole_tokens >= tokens for tokens in micro.from_tokens)
+    most, m = micro.parts, [number for tokens, number in micro.cuts if tokens <= whole_tokens][-1]
     layers, dense_layers, moe_layers = micro.counts
     times = [sum(term.cost(chunk)[0] for term in plan.prefill) for chunk in chunks]
     prompts_of_busiest, _, prefill = plan.timing.prefill(0, chunks, times)

@@ -103,7 +103,7 @@ def test_one_micro_batch_over_no_link_takes_what_one_group_of_devices_takes(case
     plan, routing = case.plan, replace(case.routing, mode="exact")
     assert plan.micro_batches is not None
     assume(isinstance(plan.experts, ExpertTerm))  # no group of devices has hot and cold ones
-    micro = replace(plan.micro_batches, from_tokens=(1,))
+    micro = replace(plan.micro_batches, cuts=((1, 1),))
     rows = tuple(term for term in plan.rows if term.stage == "attention")
     alone = replace(plan, data_parallel=1, rows=rows, link=None)
     (log, table, _), (other_log, other_table, _) = (

@@ -424,12 +424,17 @@ class Summary(google.protobuf.message.Message):
 
         MOST_FIELD_NUMBER: builtins.int
         FROM_TOKENS_FIELD_NUMBER: builtins.int
+        NUMBERS_FIELD_NUMBER: builtins.int
         TRIED_FIELD_NUMBER: builtins.int
         most: builtins.int
         """Of a step. Unit: micro-batches."""
         @property
         def from_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-            """Tokens of a step from which it is cut into 1, 2, ... micro-batches."""
+            """Tokens of a step from which it is cut into so many micro-batches as `numbers` says."""
+
+        @property
+        def numbers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+            """Micro-batches, for each of `from_tokens`."""
 
         @property
         def tried(self) -> global___Summary.TriedMicroBatches:
@@ -440,10 +445,11 @@ class Summary(google.protobuf.message.Message):
             *,
             most: builtins.int = ...,
             from_tokens: collections.abc.Iterable[builtins.int] | None = ...,
+            numbers: collections.abc.Iterable[builtins.int] | None = ...,
             tried: global___Summary.TriedMicroBatches | None = ...,
         ) -> None: ...
         def HasField(self, field_name: typing.Literal["tried", b"tried"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["from_tokens", b"from_tokens", "most", b"most", "tried", b"tried"]) -> None: ...
+        def ClearField(self, field_name: typing.Literal["from_tokens", b"from_tokens", "most", b"most", "numbers", b"numbers", "tried", b"tried"]) -> None: ...
 
     @typing.final
     class TriedMicroBatches(google.protobuf.message.Message):

@@ -176,7 +176,7 @@ def test_each_group_says_what_it_is() -> None:
     assert passive == pytest.approx(summary["energy"]["passive_joules"])
     assert experts["device_facts"]["tiers_used"] == 172_032
     assert "tiers_used" not in summary["device_facts"]
-    assert summary["groups"]["micro_batches"] == {"most": 2, "from_tokens": [1, 1]}
+    assert summary["groups"]["micro_batches"] == {"most": 2, "from_tokens": [1], "numbers": [2]}
 
 
 def test_copies_of_a_latent_fill_each_device() -> None:
@@ -193,7 +193,8 @@ def test_auto_says_what_it_tried() -> None:
     largest = chosen["tried"]["batches"][-1]
     assert list(largest["step_s"]) == ["1", "2", "3", "4"]
     assert largest["step_s"][str(chosen["most"])] == min(largest["step_s"].values())
-    assert len(chosen["from_tokens"]) == chosen["most"]
+    assert max(chosen["numbers"]) == chosen["most"]
+    assert len(chosen["numbers"]) == len(chosen["from_tokens"])
     assert [batch["requests"] for batch in chosen["tried"]["batches"]][:3] == [1, 2, 4]
 
 

@@ -73,14 +73,19 @@ def test_auto_takes_the_number_with_the_shortest_steps() -> None:
     chosen = placement(prepared())
     steps_s = chosen["micro_batches_auto"]["step_s"]
     assert list(steps_s["1"]) == ["1"]  # a request cannot be cut
-    from_tokens = chosen["micro_batches_from_tokens"]
-    assert from_tokens[0] == 1
-    assert sorted(from_tokens) == from_tokens
+    cuts = chosen["micro_batches_by_tokens"]
+    assert cuts[0][0] == 1
     for requests, times in steps_s.items():
-        number = sum(int(requests) >= tokens for tokens in from_tokens)
-        assert number == chosen["micro_batches"] or times[str(number)] <= times.get(str(number + 1), np.inf)
-    full = steps_s[list(steps_s)[-1]]
-    assert full[str(chosen["micro_batches"])] == min(full.values())
+        number = [number for tokens, number in cuts if tokens <= int(requests)][-1]
+        assert times[str(number)] == min(times.values())
+
+
+def test_auto_takes_fewer_where_fewer_are_faster_again() -> None:
+    """Attention and experts on Duplex: single requests are faster as one part, then two are, and then one again."""
+    cluster = {"device": "duplex", "devices_per_node": 1, "placement": {"experts": {"devices_per_node": "auto"}}}
+    found = prepare(load_scenario(None, ["model=mixtral-8x7b", f"cluster={cluster}", "workload.num_requests=2"]))
+    numbers = [number for _, number in placement(found)["micro_batches_by_tokens"]]
+    assert numbers != sorted(numbers)
 
 
 def test_parts_of_the_model_go_where_they_are_said_to() -> None:
