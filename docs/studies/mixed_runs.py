@@ -36,8 +36,8 @@ from pimserve.scheduler.stability import SATURATED
 
 Figures = dict[str, Any]
 
-SPAN_S, LEAST_S, WARMUP_SHARE = 60.0, 30.0, 0.25  # of arrivals; at least, whatever their number; of it, unmeasured
-FEWEST, ENOUGH = 300, 2500  # requests of a run
+SPAN_S, LEAST_S, WARMUP_SHARE = 180.0, 90.0, 0.25  # of arrivals; at least, whatever their number; of it, unmeasured
+FEWEST, ENOUGH = 300, 7500  # requests of a run
 _FLOOD_REQUESTS, _FLOOD_PER_S = 600, 1e5
 _STEP, _SMALL_STEP, CLOSE = (
     1.5,
