@@ -7,7 +7,6 @@ from pimserve.device_models.aimc.aimc import EVENT_OVER_PLAN
 from pimserve.device_models.aimc.event.graph import Sequence
 from pimserve.device_models.aimc.event.simulate import simulate
 from pimserve.device_models.aimc.mapping import Strategy
-from pimserve.device_models.aimc.placed import PlacedNetwork
 from pimserve.device_models.aimc.serving import plan_of
 from pimserve.device_models.aimc.walk import Walker
 from pimserve.device_models.operators import Part
@@ -19,12 +18,10 @@ LEAST, MOST = EVENT_OVER_PLAN
 
 def ratios(setting: Setting, parts: set[Part], strategy: Strategy, chips: int, layers: int) -> list[float]:
     """Event-driven model over plan of decode steps."""
-    where, mapping = placed(
-        Setting(setting.name, {**setting.model, "layers": layers}, setting.chip), parts, strategy, chips
-    )
-    network, chip = where.network, where.chip
+    where = placed(Setting(setting.name, {**setting.model, "layers": layers}, setting.chip), parts, strategy, chips)
     experts = setting.model["moe"]["experts"]
-    plan = plan_of(Walker(PlacedNetwork(network, chip, mapping), [(1.0,) * experts]).walk(), chip, layer_by_layer=True)
+    network, chip, mapping = where.network, where.chip, where.mapping
+    plan = plan_of(Walker(where, [(1.0,) * experts]).walk(), chip, layer_by_layer=True)
     return [
         simulate(network, chip, mapping, [Sequence(1, 1, context - 1)] * requests).makespan_ps
         * 1000
