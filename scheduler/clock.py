@@ -198,7 +198,7 @@ class Clock:
         if not self._in_windows():
             return self.stop_fs
         end, clients = self.stop_fs, self.arrivals.clients
-        if (fault_fs := self.faults.next_fs) is not None:  # it does not count if the run turns out to be over by then
+        if (fault_fs := self.faults.next_fs) is not None:  # it does not count if the run turns out to be over before
             end = min(end, fault_fs - 1 if fault_fs > self.now_fs + 1 else fault_fs)
         if self.control is not None:
             end = min(end, max(self.control.next_barrier_fs(self.now_fs), self.now_fs + 1))
@@ -272,9 +272,9 @@ class Clock:
             return True
         if self.faults.next_fs is None:
             return False
-        # A fault counts that comes before the end of the last step, or of waiting in vain.
+        # A fault counts that comes by the end of the last step, as that is a step boundary too, or of waiting in vain.
         steps_fs = max(0 if state is None else state.clock_fs for state in self._states)
-        return self.faults.next_fs < self.end_fs(steps_fs)
+        return self.faults.next_fs <= self.end_fs(steps_fs)
 
     def _unserved(self) -> bool:
         """Whether anything is left to happen to any request."""

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
+from pimserve.device_models.plan import FS_PER_S
 from pimserve.loadgen.objectives import Objectives
 from pimserve.loadgen.prefix import Prompts
 from pimserve.loadgen.prefix_blocks import PromptPrefixes
@@ -159,6 +160,22 @@ def test_blocks_are_conserved(
             check_blocks(state, blocks, groups)
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("control", [None, Windows([5 * FS_PER_MS])])
+@pytest.mark.parametrize(("later_fs", "cached"), [(-1, 0), (0, 0), (1, 12)])
+def test_a_failure_just_as_the_run_ends_is_part_of_it(
+    outputs: int, control: Windows | None, later_fs: int, cached: int
+) -> None:
+    """Whether a prompt's step is the last one, or one that decodes, which another window would leave for the next."""
+    end_fs = run(load([(0, 0, outputs)]), 400).end_fs
+    failure = FaultEvent(at_s=(end_fs + later_fs) / FS_PER_S, replica=0, kind="fail")
+    assert round(failure.at_s * FS_PER_S) == end_fs + later_fs
+    faults = FaultSpec(events=(failure,))
+    served = run(load([(0, 0, outputs)]), 400, Deployment(control=control), {"faults": faults})
+    assert served.prefixes is not None
+    assert (served.end_fs, served.prefixes.cached_blocks) == (end_fs, cached)
+
+
 def test_a_replica_that_fails_loses_its_cache() -> None:
     rows = [(0, 0, 2), (1000, 0, 2), (3000, 0, 2), (4000, 0, 2)]
     failure = FaultEvent(at_s=2, replica=0, kind="fail", for_s=0.5)
@@ -171,14 +188,12 @@ def test_a_replica_that_fails_loses_its_cache() -> None:
 def test_figures_of_a_replica_that_fails_are_those_until_then(
     rows: list[tuple[int, int, int]], kv_tokens: int, at_ms: int
 ) -> None:
-    """Its cache is lost, unless the run is over before."""
+    """Its cache is lost, unless the run is over before; just as it ends, the failure is part of it."""
     at_s = at_ms / 1000
     failure = FaultEvent(at_s=at_s, replica=0, kind="fail")
     failed = run(load(rows), kv_tokens, run_settings={"faults": FaultSpec(events=(failure,))})
     stopped = run(load(rows), kv_tokens, run_settings={"max_time_s": at_s})
     assert stopped.prefixes is not None
-    # Just as a run ends, a failure comes before the end of a decode step, and after that of a prompt's.
-    assume(stopped.logs[0].clock_fs != at_ms * FS_PER_MS)
     over = (stopped.table["status"] == FINISHED).all() and stopped.logs[0].clock_fs < at_ms * FS_PER_MS
     assert failed.prefixes == (stopped.prefixes if over else replace(stopped.prefixes, cached_blocks=0))
 
