@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from pimserve.cluster.base.figures import ABSENT, WHY_REJECTED, count, figure, named, scaled, share
-from pimserve.cluster.cli.terminal import headed_table
+from pimserve.cluster.cli.terminal import FittedTable, headed_table
 from pimserve.cluster.client.answers import (
     DeviceGroup,
     Devices,
@@ -52,12 +51,12 @@ def run_line(run: Run) -> str:
 
 def run_list(runs: Sequence[Run]) -> RenderableType:
     """Runs, a row each."""
-    table = headed_table("run", "name", "state", "requests", "simulated", "launched", left=3)
+    table = FittedTable("run", "name", "state", "requests", "simulated", "launched", left=3)
     for run in runs:
         progress = run.progress
         table.add_row(
             run.id,
-            Text(run.name if len(run.name) <= 24 else f"{run.name[:21]}..."),
+            run.name if len(run.name) <= 24 else f"{run.name[:21]}...",
             run.state,
             ABSENT
             if progress is None
@@ -83,7 +82,7 @@ def replica_table(replicas: Replicas) -> RenderableType:
     """Queue and batch of every replica."""
     cached = any(state.prefix_cache for state in replicas.replicas)
     names = ["running", "waiting", "decoding", "context", "KV", *(["prefix hits"] if cached else []), "steps", "left"]
-    table = headed_table("replica", "", *names, left=2)
+    table = FittedTable("replica", "", *names, left=2, keys=2)
     for state in replicas.replicas[:_MOST_REPLICAS]:
         table.add_row(
             f"{state.replica}",
@@ -104,12 +103,12 @@ def replica_table(replicas: Replicas) -> RenderableType:
 
 def tier_state_table(replicas: Replicas) -> RenderableType:
     """What the tiers below each replica's prefix cache found and moved so far, and hold."""
-    table = headed_table("replica", "tier", "hits", "read, GB", "written, GB", "blocks", "of", "evicted", left=2)
+    table = FittedTable("replica", "tier", "hits", "read, GB", "written, GB", "blocks", "of", "evicted", left=2, keys=2)
     for state in replicas.replicas[:_MOST_REPLICAS]:
         for tier in state.kv_tiers.tiers if state.kv_tiers else ():
             table.add_row(
                 f"{state.replica}",
-                Text(tier.name),
+                tier.name,
                 share(tier.hit_ratio),
                 figure(tier.read_bytes / _BYTES_PER_GB),
                 figure(tier.written_bytes / _BYTES_PER_GB),
@@ -123,7 +122,7 @@ def tier_state_table(replicas: Replicas) -> RenderableType:
 def latency_table(latencies: Latencies) -> RenderableType:
     """Percentiles so far."""
     percents = sorted({percent for latency in latencies.latencies.values() for percent in latency.percentiles})
-    table = headed_table("latency so far", "mean", *(f"p{percent:g}" for percent in percents), "requests")
+    table = FittedTable("latency so far", "mean", *(f"p{percent:g}" for percent in percents), "requests")
     for name, latency in latencies.latencies.items():
         table.add_row(
             named(name),
@@ -158,7 +157,7 @@ def slo_line(latencies: Latencies) -> str:
 
 def limit_table(limits: Sequence[LimitAtPercentile]) -> RenderableType:
     """What limits at percentiles came to so far."""
-    table = headed_table("limit at a percentile", "limit", "so far", "margin", "n", "verdict")
+    table = FittedTable("limit at a percentile", "limit", "so far", "margin", "n", "verdict")
     for each in limits:
         latency, percentile, _ = each.name.split("_")
         sign = "" if each.margin_s is None else "-" if each.margin_s < 0 else "+"
@@ -196,9 +195,7 @@ def request_page(request: Request) -> RenderableType:
 def ledger_table(ledgers: Ledgers) -> RenderableType:
     """What devices have done."""
     units = list(dict.fromkeys(unit for ledger in ledgers.ledgers for unit in ledger.busy_s))
-    table = headed_table(
-        "replica", *(f"{named(unit)} busy" for unit in units), "active", "passive", "tokens", wrap=True
-    )
+    table = FittedTable("replica", *(f"{named(unit)} busy" for unit in units), "active", "passive", "tokens")
     for ledger in ledgers.ledgers[:_MOST_REPLICAS]:
         table.add_row(
             f"{ledger.replica}",
@@ -215,16 +212,18 @@ def ledger_table(ledgers: Ledgers) -> RenderableType:
 
 def _group_times(groups: Sequence[tuple[int, GroupTime]]) -> RenderableType:
     """What groups of devices did, a row for each of each replica."""
-    table = headed_table("replica", "group", *TIMES.values(), left=2, wrap=True)
+    table = FittedTable("replica", "group", *TIMES.values(), left=2, keys=2)
     for replica, time in groups:
         cells = (scaled(getattr(time, f"{part}_s"), "s") for part in TIMES)
-        table.add_row(f"{replica}", time.group, *cells)
+        table.add_row(f"{replica}", time.group.replace("_", " "), *cells)
     return table
 
 
 def device_table(devices: Devices) -> RenderableType:
     """What each device actor has done."""
-    table = headed_table("replica", "device", "host", "busy", "active", "tokens", "KV", "GB out", "GB in", left=3)
+    table = FittedTable(
+        "replica", "device", "host", "busy", "active", "tokens", "KV", "GB out", "GB in", left=3, keys=2
+    )
     for device in devices.devices[:_MOST_REPLICAS]:
         table.add_row(
             f"{device.replica}",
@@ -243,12 +242,12 @@ def device_table(devices: Devices) -> RenderableType:
 
 def placement_table(placement: Placement) -> RenderableType:
     """Which devices replicas have."""
-    table = headed_table("replica", "", "device", "devices", "KV tokens", "weights per device", left=3)
+    table = FittedTable("replica", "", "device", "devices", "KV tokens", "weights per device", left=3, keys=2)
     for replica in placement.replicas[:_MOST_REPLICAS]:
         for number, part in enumerate(_parts(replica)):
             table.add_row(
                 f"{replica.replica}",
-                " ".join(filter(None, (replica.pool, part.group if isinstance(part, DeviceGroup) else ""))),
+                " ".join(filter(None, (replica.pool, _group(part)))),
                 part.device,
                 f"{part.first_device}..{part.first_device + part.devices - 1}",
                 ABSENT if number else count(replica.kv_capacity_tokens),
@@ -264,6 +263,10 @@ def placement_table(placement: Placement) -> RenderableType:
 def _parts(replica: ReplicaPlacement) -> Sequence[ReplicaPlacement | DeviceGroup]:
     """Its groups of devices, that with the KV cache first, or all of them."""
     return replica.groups or (replica,)
+
+
+def _group(part: ReplicaPlacement | DeviceGroup) -> str:
+    return part.group.replace("_", " ") if isinstance(part, DeviceGroup) else ""
 
 
 def _ago(moment: datetime) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from textwrap import wrap as lines_of
 from typing import IO
 
 from rich import table as rich
-from rich.console import Console, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
 from pimserve.cluster.base.tables import Table
@@ -40,6 +42,50 @@ def headed_table(*columns: str, left: int = 1, wrap: bool = False) -> rich.Table
         text = index < left
         table.add_column(Text(column), justify="left" if text else "right", no_wrap=text or not wrap)
     return table
+
+
+class FittedTable:
+    """A table of which nothing is cut: where it is wider than the screen, headings break at blanks, and columns that
+    do not fit beside the others follow in a table below. Columns without any cell are left out.
+
+    Args:
+        columns: headings.
+        left: how many of them, from the first on, are text.
+        keys: how many begin each of these tables.
+    """
+
+    def __init__(self, *columns: str, left: int = 1, keys: int = 1) -> None:
+        self._columns, self._left, self._keys = columns, left, keys
+        self._rows: list[tuple[str, ...]] = []
+
+    def add_row(self, *cells: str) -> None:
+        """Add a cell for each column."""
+        self._rows.append(cells)
+
+    def __rich_console__(self, screen: Console, options: ConsoleOptions) -> Iterable[RenderableType]:
+        kept = [index for index in range(len(self._columns)) if not self._rows or any(row[index] for row in self._rows)]
+        keys, others = ([index for index in kept if (index < self._keys) == is_key] for is_key in (True, False))
+        whole = self._drawn(kept, broken=False)
+        if screen.measure(whole, options=options.update(width=_UNBOUNDED)).maximum <= options.max_width:
+            yield whole
+            return
+        slices = in_slices(screen, others, lambda start, end: self._drawn([*keys, *others[start:end]], broken=True))
+        for number, part in enumerate(slices):
+            yield from ([""] if number else [])
+            yield part
+
+    def _drawn(self, indices: Sequence[int], *, broken: bool) -> rich.Table:
+        headings = {index: self._broken(index) if broken else self._columns[index] for index in indices}
+        table = headed_table(*headings.values(), left=sum(index < self._left for index in indices))
+        for row in self._rows:
+            table.add_row(*(Text(row[index]) for index in indices))
+        return table
+
+    def _broken(self, index: int) -> str:
+        """A heading, no wider than its cells or longest word."""
+        words = self._columns[index].split()
+        width = max(map(cell_len, [*words, *(row[index] for row in self._rows)]), default=1)
+        return "\n".join(lines_of(self._columns[index], width, break_long_words=False, break_on_hyphens=False))
 
 
 def block(title: str, table: Table) -> rich.Table:
