@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pimserve.cluster.scenario.cluster_fields import Count, Devices, Entry
+from pimserve.cluster.scenario.cluster_fields import AssumedLink, Count, Devices, Entry
 from pimserve.cluster.scenario.dispatch import Transport
 from pimserve.cluster.scenario.expert_placement import ExpertPlacementSpec
 from pimserve.cluster.scenario.placement_spec import GroupName, GroupSpec, PlacementSpec
@@ -33,11 +33,19 @@ class PoolSpec(_Section):
     placement: PlacementSpec | None = Field(None, description="as `cluster.placement`")
 
 
-class HandoverSpec(_Section):
+class HandoverSpec(AssumedLink):
     """The way of KV caches from prefill to decode replicas."""
 
-    gb_per_s: GigabytesPerSecond = Field(50.0, description="bandwidth of a replica's link to the other pool, one way")
-    latency_us: Microseconds = Field(10.0, description="until the first byte is there")
+    usual = (50.0, 10.0)
+
+    gb_per_s: GigabytesPerSecond | None = Field(
+        None,
+        description="bandwidth of a replica's link to the other pool, one way; default: 50, and results say that it is "
+        "assumed",
+    )
+    latency_us: Microseconds | None = Field(
+        None, description="until the first byte is there; default: 10, and results say that it is assumed"
+    )
     overlap: Literal["none", "layers"] = Field(
         "none",
         description="none: a cache leaves when its prompt is computed; layers: each layer's part, when that layer is",

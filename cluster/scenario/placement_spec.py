@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from pimserve.cluster.scenario.cluster_fields import Count, Devices, Entry, is_auto
+from pimserve.cluster.scenario.cluster_fields import AssumedLink, Count, Devices, Entry, is_auto
 from pimserve.device_models.operators import ALL_PARTS, Part
 from pimserve.quantity import GigabytesPerSecond, Microseconds
 
@@ -67,21 +67,28 @@ _Experts = Annotated[
 ]
 
 
-class GroupLinkSpec(_Section):
+class GroupLinkSpec(AssumedLink):
     """The link over which tokens go to the devices of their experts, and come back.
 
     A dispatch, or a combine, takes the latency, and the time of the bytes on the device of either side that has most
     of them to send or to receive.
     """
 
-    gb_per_s: GigabytesPerSecond = Field(50.0, description="bandwidth of a device of attention, one way")
+    usual = (50.0, 5.0)
+
+    gb_per_s: GigabytesPerSecond | None = Field(
+        None, description="bandwidth of a device of attention, one way; default: 50, and results say that it is assumed"
+    )
     experts_gb_per_s: GigabytesPerSecond | None = Field(
         None, description="of a device of the experts, one way; default: the same"
     )
     hot_experts_gb_per_s: GigabytesPerSecond | None = Field(
         None, description="of a device of the hot experts, one way; default: as a device of attention"
     )
-    latency_us: Microseconds = Field(5.0, description="fixed cost of one dispatch, and of one combine")
+    latency_us: Microseconds | None = Field(
+        None,
+        description="fixed cost of one dispatch, and of one combine; default: 5, and results say that it is assumed",
+    )
     dispatch_bits: _Bits | None = Field(
         None, description="of an element that is dispatched; default: 8 to experts in fp8 or on crossbars, else 16"
     )

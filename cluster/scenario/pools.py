@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from pimserve.cluster.scenario.document import Scenario
@@ -57,7 +57,7 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
             pool = place_group(alone, model, routing)
     except InputError as error:
         raise of_pool(error, scenario, name) from None
-    notes = (*pool.replica.warnings, *_without_effect(alone, pool))
+    notes = (*pool.replica.warnings, *_assumed(scenario, name), *_without_effect(alone, pool))
     layer = model.attention.kv_elements * pool.replica.precision.kv_bits / 8
     of_layers = layer * (model.layers - model.windowed_layers), layer * model.windowed_layers
     group_bytes = pool.kv_groups.bytes_per_token(*of_layers) / pool.kv_groups.full
@@ -68,6 +68,16 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
     return replace(
         pool, name=name, first=first, kv_bytes_per_token=token_bytes, replica=replica, conditional=conditional
     )
+
+
+def _assumed(scenario: Scenario, name: str) -> Iterator[str]:
+    """What is assumed of links between a pool's groups of devices, and between pools, where it gives nothing."""
+    pools, groups = scenario.cluster.pools, scenario.of_pool(name).cluster.two_groups
+    if groups is not None:
+        own = pools is not None and getattr(pools, name).placement is not None
+        yield from groups.link.assumed(f"cluster.pools.{name}.placement.link" if own else "cluster.placement.link")
+    if pools is not None:
+        yield from pools.handover.assumed("cluster.pools.handover")
 
 
 def _without_effect(scenario: Scenario, pool: PlacedPool) -> list[str]:
@@ -156,8 +166,8 @@ def link_of(scenario: Scenario, model: ModelSpec, pools: Sequence[PlacedPool]) -
     layer = model.attention.kv_elements * first / 8
     handover = scenario.cluster.pools.handover
     return Link(
-        bytes_per_s=round(handover.gb_per_s * _BYTES_PER_GB),
-        latency_fs=round(handover.latency_us * FS_PER_S / 10**6),
+        bytes_per_s=round(handover.speed_gb_per_s * _BYTES_PER_GB),
+        latency_fs=round(handover.delay_us * FS_PER_S / 10**6),
         bytes_per_token=math.ceil(layer * (model.layers - model.windowed_layers) + drafts),
         window_bytes_per_token=math.ceil(layer * model.windowed_layers),
         window_tokens=getattr(model.attention, "window_tokens", None) or 0,

@@ -122,6 +122,22 @@ def test_a_budget_of_whole_prompts_is_told() -> None:
         assert any("scheduler.max_num_batched_tokens: no effect" in note for note in pool.replica.warnings) == expected
 
 
+def test_what_is_assumed_of_links_is_told() -> None:
+    """Of that between pools once in the results, and of that within a pool's replicas by its place."""
+    handover = "cluster.pools.handover: latency_us 10 assumed, as the scenario gives none"
+    placed = "cluster.pools.decode.placement={experts: {device: h100}}"
+    prepared = prepare(scenario("cluster.pools.handover.gb_per_s=25", placed))
+    prefill, decode = (pool.replica.warnings for pool in prepared.pools)
+    assert handover in prefill
+    assert handover in decode
+    within = "cluster.pools.decode.placement.link: gb_per_s 50 and latency_us 5 assumed, as the scenario gives none"
+    assert [note for note in (*prefill, *decode) if "placement.link" in note] == [within]
+    summary, _ = serve(prepare(scenario("cluster.pools.handover.gb_per_s=25", "workload.num_requests=5")))
+    assert summary["warnings"].count(handover) == 1
+    told = prepare(scenario("cluster.pools.handover={gb_per_s: 50, latency_us: 10}"))
+    assert not any("assumed" in note for pool in told.pools for note in pool.replica.warnings)
+
+
 def test_a_token_has_the_kv_cache_of_its_model() -> None:
     asked = scenario("cluster.pools.handover.gb_per_s=25", "cluster.pools.handover.latency_us=3")
     prepared = prepare(asked)

@@ -60,6 +60,26 @@ def test_what_is_resolved_runs_the_same(tmp_path: Path) -> None:
     assert serve(prepare(again))[0].digest == serve(prepare(scenario))[0].digest
 
 
+@pytest.mark.parametrize(
+    ("given", "assumed"),
+    [
+        ([], "gb_per_s 50 and latency_us 5"),
+        (["gb_per_s=50"], "latency_us 5"),
+        (["latency_us=0"], "gb_per_s 50"),
+        (["gb_per_s=50", "latency_us=5"], ""),
+    ],
+)
+def test_what_is_assumed_of_the_link_is_told(given: list[str], assumed: str) -> None:
+    found = prepared(*(f"cluster.placement.link.{each}" for each in given))
+    again = prepare(parse_scenario(yaml.safe_dump(found.scenario.resolved()), "resolved"))
+    told = f"cluster.placement.link: {assumed} assumed, as the scenario gives none"
+    for each in (found, again):
+        notes = [note for note in each.pools[0].replica.warnings if "placement.link" in note]
+        assert notes == ([told] if assumed else [])
+        assert placement(each)["link"]["gb_per_s"] == 50
+    assert placement(prepared())["link"]["latency_us"] == 5
+
+
 def test_one_micro_batch_is_the_plain_sum() -> None:
     found = prepared("cluster.placement.micro_batches=1")
     log = serve(found)[1].logs[0]
