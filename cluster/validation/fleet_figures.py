@@ -135,13 +135,15 @@ def knee(rates: list[float], tokens_per_s: list[float]) -> float:
 
 
 class Gain(LadderFigure):
-    """The most output tokens per second of any stage, over that with another router."""
+    """The most output tokens per second of any stage, or the mean of all, over that with another router."""
 
     over: str
+    of: Literal["most", "mean"] = "most"
 
     def value(self, runs: FleetRuns) -> float:
         """As a ratio."""
-        return max(self.tokens_per_s(runs)) / max(self.tokens_per_s(runs, self.over))
+        own, other = self.tokens_per_s(runs), self.tokens_per_s(runs, self.over)
+        return max(own) / max(other) if self.of == "most" else float(np.mean(own) / np.mean(other))
 
 
 class RankByTtft(FleetFigure):
