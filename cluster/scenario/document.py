@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -141,7 +142,9 @@ class Scenario(_Section):
     scheduler: SchedulerSpec = SchedulerSpec()
     routing: RoutingSpec = RoutingSpec()
     workload: WorkloadSpec = Field(default_factory=lambda: WorkloadSpec.model_validate({}))
-    slo: SloSpec = SloSpec()
+    slo: Annotated[SloSpec, BeforeValidator(lambda given: {} if given is None else given)] = Field(
+        SloSpec(), description="limits of latencies; null: none"
+    )
     run: RunSpec = RunSpec()
     output: OutputSpec = OutputSpec()
     faults: FaultSpec | None = None

@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
 
+_OF_SECTIONS = ("model_type", "model_attributes_type")
 # What pydantic says in terms of Python, said in terms of the document.
 _MESSAGES = {
     "missing": "is missing",
     "invalid_key": "keys must be strings",
-    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "must be a mapping of keys to values"),
+    **dict.fromkeys((*_OF_SECTIONS, "dict_type"), "must be a mapping of keys to values"),
     **dict.fromkeys(("tuple_type", "list_type"), "must be a list"),
     **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
@@ -136,8 +137,12 @@ def _message(found: ErrorDetails, parent: Sequence[type[BaseModel]], here: Seque
         side, count = ("least", "min_length") if kind == "too_short" else ("most", "max_length")
         entries = "entry" if context[count] == 1 else "entries"
         return f"must have at {side} {context[count]} {entries} (got {context['actual_length']})"
-    if given is None or isinstance(given, bool):
-        return f"{message} (got {str(given).lower().replace('none', 'null')})"
+    if given is None:
+        fields = [model.model_fields.get(str(found["loc"][-1])) for model in parent]
+        has_default = kind in _OF_SECTIONS and any(field and not field.is_required() for field in fields)
+        return f"{message} (got null){'; leave it out, or write {}, for its defaults' if has_default else ''}"
+    if isinstance(given, bool):
+        return f"{message} (got {str(given).lower()})"
     if isinstance(given, str | int | float):
         return f"{message} (got {shortened(repr(given))})"
     return f"{message} (got a {'mapping' if isinstance(given, dict) else 'list'})" if kind in _MESSAGES else message

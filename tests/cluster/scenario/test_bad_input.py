@@ -46,7 +46,10 @@ OVERRIDES: list[tuple[list[str], str]] = [
     (["cluster.device.link_latency_us=[3]"], "cluster.device.link_latency_us: must be a number"),
     (["scheduler=5"], "scheduler: must be a mapping of keys to values (got 5)"),
     (["scheduler=[1]"], "scheduler: must be a mapping of keys to values (got a list)"),
-    (["cluster=null"], "cluster: must be a mapping of keys to values (got null)"),
+    (
+        ["cluster=null"],
+        "cluster: must be a mapping of keys to values (got null); leave it out, or write {}, for its defaults",
+    ),
     (["cluster.replicas.x=2"], "cluster.replicas: must be a whole number (got a mapping)"),
     (["model=5"], "model: must be a name of the catalogue, a YAML file, or a mapping of keys to values (got 5)"),
     (

@@ -41,6 +41,7 @@ def test_overrides_win_over_the_file_and_the_last_one_wins(tmp_path: Path) -> No
         ("name=run-7.b", "name", "run-7.b"),
         ("scheduler={max_num_seqs: 8}", "scheduler.max_num_seqs", 8),
         ("slo={}", "slo.ttft_s", None),
+        ("slo=null", "slo.ttft_s", None),
     ],
 )
 def test_values_of_overrides_are_yaml(override: str, path: str, value: object) -> None:
