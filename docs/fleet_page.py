@@ -28,6 +28,8 @@ the client's, as inference-perf has them. Runs of such fleets differ by 5 to 20 
 pimserve validate fleets                                                             # every row below
 pimserve validate fleets --fleet llm-d-ladder --stage 12:60 --stage 27:28            # rates of your own
 pimserve validate fleets --fleet llm-d-ladder --router least_tokens                  # another router, all stages
+pimserve validate fleets --fleet llm-d-ladder --stage 43:36 --router '{name: dynamo, temperature: 1}'   # its parameters
+pimserve validate fleets --fleet llm-d-pressure --set scheduler.kv_tiers=[]          # another key of its scenario
 pimserve validate fleets --cases FILE                                                # fleets and rows of your own
 ```
 """

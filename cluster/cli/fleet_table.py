@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
+from pimserve.arrays import FloatArray
 from pimserve.cluster.base.figures import count, figure
 from pimserve.errors import InputError
 
@@ -19,12 +20,17 @@ if TYPE_CHECKING:
 _COLUMNS = {
     "rate_per_s": "rate/s",
     "requests": "requests",
+    "requests_per_s": "req/s",
     "output_tokens_per_s": "out tok/s",
     "ttft_mean_s": "TTFT mean s",
     "ttft_p50_s": "p50",
     "ttft_p90_s": "p90",
-    "e2e_p50_s": "E2E p50 s",
+    "e2e_mean_s": "E2E mean s",
+    "e2e_p90_s": "p90",
 }
+
+
+_SHARES = (50, 90, 95, 99)
 
 
 def read_stages(texts: Sequence[str]) -> list[tuple[float, float]]:
@@ -45,20 +51,25 @@ def read_stages(texts: Sequence[str]) -> list[tuple[float, float]]:
     return stages
 
 
-def stage_rows(stages: Sequence[StageOutcome]) -> list[Mapping[str, float]]:
+def stage_rows(stages: Sequence[StageOutcome]) -> list[Mapping[str, float | None]]:
     """Figures of stages, a mapping for each."""
     return [
         {
-            "rate_per_s": stage.rate_per_s,
+            "rate_per_s": stage.rate_per_s or None,  # a fleet without stages has none
             "requests": stage.requests,
+            "requests_per_s": stage.requests_per_s,
             "output_tokens_per_s": stage.output_tokens_per_s,
-            "ttft_mean_s": float(stage.ttft_s.mean()),
-            "ttft_p50_s": float(np.percentile(stage.ttft_s, 50)),
-            "ttft_p90_s": float(np.percentile(stage.ttft_s, 90)),
-            "e2e_p50_s": float(np.percentile(stage.e2e_s, 50)),
+            **_latency("ttft", stage.ttft_s),
+            **_latency("e2e", stage.e2e_s),
         }
         for stage in stages
     ]
+
+
+def _latency(name: str, seconds: FloatArray) -> dict[str, float]:
+    """Its mean and percentiles."""
+    shares = {f"{name}_p{share}_s": float(np.percentile(seconds, share)) for share in _SHARES}
+    return {f"{name}_mean_s": float(seconds.mean()), **shares}
 
 
 def stages_report(stages: Sequence[StageOutcome]) -> RenderableType:
@@ -67,5 +78,11 @@ def stages_report(stages: Sequence[StageOutcome]) -> RenderableType:
     for head in _COLUMNS.values():
         table.add_column(head, justify="right", no_wrap=True)
     for row in stage_rows(stages):
-        table.add_row(*(count(int(value)) if key == "requests" else figure(value) for key, value in row.items()))
+        table.add_row(*(_cell(key, row[key]) for key in _COLUMNS))
     return table
+
+
+def _cell(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return count(int(value)) if key == "requests" else figure(value)

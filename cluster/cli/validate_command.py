@@ -110,13 +110,26 @@ def validate_fleets_command(
         str | None, typer.Option(help="Run this fleet instead, and show its stages.", show_default=False)
     ] = None,
     router: Annotated[
-        str | None, typer.Option(help="With --fleet: instead of its own router.", show_default=False)
+        str | None,
+        typer.Option(
+            help="With --fleet: instead of its own router, a name, or {name: dynamo, temperature: 0.5}.",
+            show_default=False,
+        ),
     ] = None,
     stage: Annotated[
         list[str] | None,
         typer.Option(
             help="With --fleet: RATE:SECONDS, instead of its own stages; may be repeated.",
             metavar="RATE:SECONDS",
+            show_default=False,
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="With --fleet: override a key of its scenario, such as scheduler.kv_tiers=[]; repeatable.",
+            metavar="PATH=VALUE",
             show_default=False,
         ),
     ] = None,
@@ -128,15 +141,16 @@ def validate_fleets_command(
     from pimserve.cluster.validation.validate_fleets import stages_of_fleet, validate_fleets  # noqa: PLC0415
 
     if fleet is not None:
+        changes = [*([] if router is None else [f"scheduler.router={router}"]), *(overrides or [])]
         with spinner(f"running {fleet}"):
-            stages = stages_of_fleet(fleet, router, read_stages(stage or []), cases)
+            stages = stages_of_fleet(fleet, changes, read_stages(stage or []), cases)
         if as_json:
             print_json(stage_rows(stages))
         else:
             print_page(stages_report(stages))
         return
-    if router is not None or stage:
-        raise InputError("--router, --stage", "need --fleet")
+    if router is not None or stage or overrides:
+        raise InputError("--router, --set, --stage", "need --fleet")
     with progress_bar(shown=True, of="cases") as progress:
         findings = validate_fleets(cases, progress)
     _print_findings(findings, as_json=as_json, known=True)

@@ -280,7 +280,7 @@ def _scenario_of(
         kept = {k: v for k, v in known.items() if k in {"mode", "concurrency", "stagger"}}
         document = {**document, "workload": {**kept, "trace": spec}}
     for override in overrides:
-        document = tried(wrong, partial(_override, document, override)) or document
+        document = tried(wrong, partial(overridden, document, override)) or document
     unread = UnreadFiles()
     document = with_length_files(with_tables(document, folders, unread), folders, unread)
     wrong += unread.wrong
@@ -305,8 +305,12 @@ def json_schema() -> dict[str, Any]:
     return {**Scenario.model_json_schema(), **about}
 
 
-def _override(document: dict[str, Any], override: str) -> dict[str, Any]:
-    """The document with "path=value" applied; a preset's name on the way becomes {preset: name}."""
+def overridden(document: dict[str, Any], override: str) -> dict[str, Any]:
+    """The document with "path=value" applied; a preset's name on the way becomes {preset: name}.
+
+    Raises:
+        InputError: it is not of that form, or what is on the way has no keys.
+    """
     where = f"--set {shortened(override)}"
     path, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", path.strip()):

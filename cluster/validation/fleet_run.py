@@ -26,6 +26,7 @@ from pimserve.loadgen.spec import PS_PER_S, Spec
 from pimserve.scheduler.requests import FINISHED, RequestTable
 
 Stage = tuple[Annotated[float, Field(gt=0, le=1e6)], Annotated[float, Field(gt=0, le=1e6)]]
+_OWN_RATE = {"rate_per_s", "rate_series", "ramp", "diurnal", "normalize_duration"}  # of arrivals without stages
 PAUSE_S = 2000.0  # between stages; what is left of one must have ended by then
 
 
@@ -52,12 +53,27 @@ class Fleet(Spec):
                 section = section.setdefault(name, {})
             section[last] = value
         if ladder:
-            document["workload"]["arrival"] = {**document["workload"].get("arrival", {}), "stages": _stages(ladder)}
+            _set_stages(document, ladder)
         return document
 
 
 def _copied(document: dict[str, Any]) -> dict[str, Any]:
     return {key: _copied(value) if isinstance(value, dict) else value for key, value in document.items()}
+
+
+def without_own_rate(scenario: Mapping[str, Any]) -> dict[str, Any]:
+    """That of a fleet without stages, for which there shall be some: its kind of gaps stays."""
+    ends = {"num_requests", "duration_s"}
+    workload = {key: value for key, value in scenario["workload"].items() if key not in ends}
+    arrival = {key: value for key, value in workload.get("arrival", {}).items() if key not in _OWN_RATE}
+    return {**scenario, "workload": {**workload, "arrival": arrival}}
+
+
+def _set_stages(document: dict[str, Any], ladder: Sequence[tuple[float, float]]) -> None:
+    """Where there is a place for them; who reads the scenario says what is wrong with it."""
+    workload = document.setdefault("workload", {})
+    if isinstance(workload, dict) and isinstance(arrival := workload.get("arrival", {}), dict):
+        workload["arrival"] = {**arrival, "stages": _stages(ladder)}
 
 
 def _stages(ladder: Sequence[tuple[float, float]]) -> list[dict[str, float]]:
@@ -121,13 +137,18 @@ class FleetRuns:
             InputError: there is no such fleet, its scenario is wrong, or a stage does not end in time.
         """
         if name not in self.fleets:
-            raise InputError(f"fleet {name!r}", f"is unknown (known: {', '.join(self.fleets)})")
+            raise unknown_fleet(name, self.fleets)
         fleet = self.fleets[name]
         stages = list(fleet.ladder if ladder is None else ladder)
         key = repr((name, sorted(changes.items()), stages))
         if key not in self.done:
             self.done[key] = run_fleet(f"fleet {name!r}", fleet, changes, stages)
         return self.done[key]
+
+
+def unknown_fleet(name: str, fleets: Mapping[str, Fleet]) -> InputError:
+    """The error that there is none of this name."""
+    return InputError(f"fleet {name!r}", f"is unknown (known: {', '.join(fleets)})")
 
 
 def run_fleet(where: str, fleet: Fleet, changes: Mapping[str, Any], ladder: Sequence[tuple[float, float]]) -> FleetRun:
@@ -151,11 +172,17 @@ def run_fleet(where: str, fleet: Fleet, changes: Mapping[str, Any], ladder: Sequ
     for number, (rate, _) in enumerate(every or [(0.0, 0.0)]):
         mine = np.flatnonzero(places == 2 * number)  # every other one is a pause
         if not len(mine):
-            raise InputError(where, f"no request arrives in the stage of {rate:g} requests per second; lengthen it")
+            raise InputError(where, f"no request arrives in {_named(rate)}; lengthen it")
+        if not (served.table["status"][mine] == FINISHED).any():
+            raise InputError(where, f"no request of {_named(rate)} finished")
         outcomes.append(_outcome(served.table, mine, rate, prepared.frontend_ps / PS_PER_S))
         if stages is not None and outcomes[-1].lasted_s > arrival_s[mine[-1]] - arrival_s[mine[0]] + PAUSE_S:
-            raise InputError(where, f"the stage of {rate:g} requests per second did not end within {PAUSE_S:g} s")
+            raise InputError(where, f"{_named(rate)} did not end within {PAUSE_S:g} s")
     return FleetRun(tuple(outcomes[len(every) - len(ladder) :]), summary)
+
+
+def _named(rate: float) -> str:
+    return f"the stage of {rate:g} requests per second" if rate else "its scenario"
 
 
 def _outcome(table: RequestTable, mine: IntArray, rate: float, frontend_s: float) -> StageOutcome:

@@ -5,13 +5,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from pimserve.cluster.scenario.document import overridden
 from pimserve.cluster.validation.fleet_figures import QUANTITIES, FleetFigure
-from pimserve.cluster.validation.fleet_run import Fleet, FleetRuns, StageOutcome
+from pimserve.cluster.validation.fleet_run import (
+    Fleet,
+    FleetRuns,
+    StageOutcome,
+    run_fleet,
+    unknown_fleet,
+    without_own_rate,
+)
 from pimserve.cluster.validation.targets import Finding, Target, package_file, read_json, read_list, read_targets
 from pimserve.errors import InputError, validation_error
 from pimserve.loadgen.traces.trace_files import find_trace
@@ -143,20 +152,30 @@ def validate_fleets(path: Path | None = None, progress: Progress | None = None) 
 
 
 def stages_of_fleet(
-    name: str, router: str | None, stages: Sequence[tuple[float, float]], path: Path | None = None
+    name: str, changes: Sequence[str], stages: Sequence[tuple[float, float]], path: Path | None = None
 ) -> tuple[StageOutcome, ...]:
     """Run a fleet with stages of one's own behind those that warm it.
 
     Args:
         name: of the fleet.
-        router: instead of its own; None: that one.
+        changes: "path=value" each, as with `pimserve run --set`.
         stages: (requests per second, seconds) of each; none: those that were measured.
         path: a file with more fleets.
 
     Raises:
         InputError: there is no such fleet, or it cannot run so.
     """
-    runs = FleetRuns(read_fleets(path)[0])
-    if stages and name in runs.fleets and runs.fleets[name].scenario["workload"].get("trace") is not None:
-        raise InputError("--stage", "this fleet replays a trace and has no stages")
-    return runs.run(name, {} if router is None else {"scheduler.router": router}, stages or None).stages
+    fleets = read_fleets(path)[0]
+    if name not in fleets:
+        raise unknown_fleet(name, fleets)
+    fleet = fleets[name]
+    if stages:
+        for part, does in (
+            ("trace", "replays a trace"),
+            ("sessions", "has sessions, most of whose turns follow others,"),
+        ):
+            if fleet.scenario["workload"].get(part) is not None:
+                raise InputError("--stage", f"this fleet {does} and has no stages")
+    scenario = reduce(overridden, changes, without_own_rate(fleet.scenario) if stages else fleet.scenario)
+    own = fleet.model_copy(update={"scenario": scenario})
+    return run_fleet(f"fleet {name!r}", own, {}, stages or fleet.ladder).stages

@@ -32,6 +32,11 @@ REPLAYED = {
     "sources": ["made up"],
     "scenario": {"workload": {"trace": {"path": "none.csv"}}},
 }
+TALKING = {
+    "title": "one of sessions",
+    "sources": ["made up"],
+    "scenario": {"workload": {"sessions": {"turns": 3, "num_sessions": 4, "max_active": 2}}},
+}
 CASE = {
     "id": "small-2",
     "quantity": "output_tokens_per_s",
@@ -47,6 +52,11 @@ def written(folder: Path, *cases: dict[str, Any], **changes: Any) -> Path:
     """A file of the small fleet, with these changes, and these cases."""
     path = folder / "fleets.json"
     path.write_text(
-        json.dumps({"fleets": {"small": {**FLEET, **changes}, "replayed": REPLAYED}, "cases": cases or [CASE]})
+        json.dumps(
+            {
+                "fleets": {"small": {**FLEET, **changes}, "replayed": REPLAYED, "talking": TALKING},
+                "cases": cases or [CASE],
+            }
+        )
     )
     return path

@@ -1,11 +1,12 @@
 """`pimserve validate fleets` as a user runs it, on a small fleet of one's own."""
 
+import copy
 import json
 
 import pytest
 
 from tests.command import pimserve
-from tests.validation.fleet_example import CASE, written
+from tests.validation.fleet_example import CASE, FLEET, written
 
 pytestmark = pytest.mark.e2e
 
@@ -41,6 +42,28 @@ def test_stages_of_ones_own(tmp_path):
     assert all(row["ttft_p50_s"] <= row["ttft_p90_s"] <= row["e2e_p50_s"] for row in rows)
 
 
+def test_stages_take_the_place_of_a_rate_and_number_of_ones_own(tmp_path):
+    scenario = copy.deepcopy(FLEET["scenario"])
+    scenario["workload"]["arrival"] |= {"rate_per_s": 5, "normalize_duration": True}
+    scenario["workload"]["num_requests"] = 30
+    written(tmp_path, scenario=scenario, warmup=[], ladder=[])
+    assert validate(tmp_path, "--fleet", "small").stdout.splitlines()[1].split()[:2] == ["-", "30"]
+    rows = json.loads(validate(tmp_path, "--fleet", "small", "--stage", "40:2", "--json").stdout)
+    assert [row["rate_per_s"] for row in rows] == [40]
+    assert rows[0]["requests"] > 30
+
+
+def test_a_router_with_parameters_and_other_keys(tmp_path):
+    written(tmp_path)
+    given = ("--fleet", "small", "--stage", "9:5", "--json")
+    own, least = (
+        json.loads(validate(tmp_path, *given, *more).stdout)
+        for more in ((), ("--router", "{name: weighted, prefix: 0}", "--set", "cluster.replicas=1"))
+    )
+    assert own[0]["requests"] == least[0]["requests"]
+    assert least[0]["ttft_mean_s"] != own[0]["ttft_mean_s"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -48,7 +71,17 @@ def test_stages_of_ones_own(tmp_path):
         (("--fleet", "small", "--stage", "3"), "--stage: '3' is not RATE:SECONDS"),
         (("--fleet", "small", "--stage", "0:4"), "must be above 0"),
         (("--fleet", "replayed", "--stage", "12:5"), "--stage: this fleet replays a trace and has no stages"),
+        (("--fleet", "talking", "--stage", "12:5"), "--stage: this fleet has sessions, most of whose turns follow"),
+        (("--fleet", "small", "--router", "{name: weighted, hits: 2}"), "scheduler.router.hits: unknown key"),
+        (("--fleet", "small", "--set", "cluster.device.x.y=1"), "unknown key"),
+        (
+            ("--fleet", "small", "--set", "scheduler.max_model_len=9"),
+            "no request of the stage of 4 requests per second",
+        ),
+        (("--fleet", "small", "--set", "workload.arrival.rate_per_s=5"), "workload.arrival: process 'poisson' needs"),
+        (("--fleet", "small", "--set", "workload=5"), "fleet 'small'.workload: "),
         (("--router", "random"), "need --fleet"),
+        (("--set", "cluster.replicas=3"), "need --fleet"),
     ],
 )
 def test_wrong_options_are_told(tmp_path, arguments, message):

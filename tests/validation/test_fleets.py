@@ -140,7 +140,7 @@ def test_the_published_knee_and_plateau_follow_from_the_published_rows() -> None
 
 def test_a_stage_lasts_until_its_last_request_has_ended(tmp_path: Path) -> None:
     path = written(tmp_path)
-    slow, fast = stages_of_fleet("small", None, [], path)
+    slow, fast = stages_of_fleet("small", [], [], path)
     assert (slow.rate_per_s, fast.rate_per_s) == (2, 8)
     rates = [{"rate_per_s": rate, "duration_s": lasts} for rate, lasts in [*FLEET["warmup"], *FLEET["ladder"]]]
     pause = {"rate_per_s": 0, "duration_s": PAUSE_S}
@@ -156,7 +156,7 @@ def test_a_stage_lasts_until_its_last_request_has_ended(tmp_path: Path) -> None:
     assert fast.lasted_s == pytest.approx(finish.max() - arrival[last] + frontend)
     assert fast.output_tokens_per_s == pytest.approx(20 * fast.requests / fast.lasted_s)
     np.testing.assert_allclose(fast.e2e_s, (finish - arrival)[last:] + frontend)
-    own = stages_of_fleet("small", "random", [(1, 30), (3, 10), (9, 5)], path)
+    own = stages_of_fleet("small", ["scheduler.router=random"], [(1, 30), (3, 10), (9, 5)], path)
     assert [stage.rate_per_s for stage in own] == [1, 3, 9]
 
 
