@@ -164,7 +164,26 @@ def test_pools_may_have_groups(tmp_path: Path) -> None:
         (
             ["cluster.placement.micro_batches=4", "scheduler.max_num_seqs=3"],
             "cluster.placement.micro_batches",
-            "exceeds scheduler.max_num_seqs, the 3 requests of the largest batch: use at most 3",
+            "exceeds scheduler.max_num_seqs, the 3 requests of the largest batch: use at most 3, or auto",
+        ),
+        (
+            ["cluster.placement.micro_batches=4", "workload={mode: closed, concurrency: 3, num_requests: 40}"],
+            "cluster.placement.micro_batches",
+            "4 exceeds workload.concurrency, 3 at once: use at most 3, or auto, or workload.concurrency of 4 or more",
+        ),
+        (
+            [
+                *("cluster.placement.micro_batches=4", "cluster.replicas=3"),
+                "workload={mode: closed, concurrency: 9, num_requests: 40}",
+            ],
+            "cluster.placement.micro_batches",
+            "4 exceeds workload.concurrency 9 over 3 replicas, 3 at once on one: use at most 3, or "
+            "auto, or workload.concurrency of 12 or more",
+        ),
+        (
+            ["cluster.placement.micro_batches=2", "workload.max_concurrency=1"],
+            "cluster.placement.micro_batches",
+            "2 exceeds workload.max_concurrency, 1 at once: use at most 1, or auto",
         ),
         (
             ["cluster.placement.experts.devices_per_node=1"],
@@ -192,6 +211,20 @@ def test_what_does_not_go_is_said_with_its_place(overrides: list[str], where: st
         prepared(*overrides)
     assert where in str(caught.value)
     assert what in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["workload={mode: closed, concurrency: 10, num_requests: 40}"],  # four of them on one of the replicas
+        ["workload={mode: closed, concurrency: 4, num_requests: 40}", "scheduler.router=least_outstanding"],
+        ["workload={mode: closed, concurrency: 4, num_requests: 40, think_time_s: 1}"],
+        ["workload.max_concurrency=4"],
+    ],
+)
+def test_as_many_micro_batches_as_may_be_filled_are_taken(overrides: list[str]) -> None:
+    found = prepared("cluster.placement.micro_batches=4", "cluster.replicas=3", *overrides)
+    assert placement(found)["micro_batches"] == 4
 
 
 ZIPF = ["routing.popularity=zipf", "routing.zipf_exponent=1"]
