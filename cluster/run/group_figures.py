@@ -78,7 +78,7 @@ def _group(
         **{**_devices(group, logs, end_fs), "device_facts": {**group.facts, **facts}, **more},
         parts=list(parts_in(model, parts)),
         reserved_gb_per_device=replica.reserved_bytes_per_device / _BYTES_PER_GB,
-        kv_gb_per_device=_kv_bytes_per_device(group, model) / _BYTES_PER_GB,
+        kv_gb_per_device=_kv_bytes_per_device(group, model) / _BYTES_PER_GB if "attention" in parts else 0.0,
         shares_of_time=GroupTimeShares(
             **{name: part / whole_fs if whole_fs else None for name, part in time._asdict().items()}
         ),

@@ -98,7 +98,7 @@ def recognise(path: Path, columns: Columns | None = None) -> TraceFormat:
         raise InputError(str(path), f"may be {names}: say which with workload.trace.format")
     if begins and not any(head.data.strip(b"\xef\xbb\xbf \t\r\n") for head in begins):
         raise InputError(str(path), "the file is empty")
-    looked = "; ".join(f"{head.name} begins with {head.first_line[:80]!r}" for head in begins[:3]) or "it is empty"
+    looked = "; ".join(f"{head.name} begins with {head.shown}" for head in begins[:3]) or "it is empty"
     known = ", ".join(format_names())
     hint = "" if columns is not None else ", and workload.trace.columns what its columns are called"
     near = _nearest(begins, columns)

@@ -233,6 +233,14 @@ class Head:
     alone: bool = False
 
     @property
+    def shown(self) -> str:
+        """The first line for a message, at most 80 characters; the first bytes of what is no text."""
+        line = self.first_line[:80]
+        if line.replace("\t", " ").isprintable() and "\N{REPLACEMENT CHARACTER}" not in line:
+            return repr(line)
+        return f"the bytes {self.data[:8].hex(' ')}, no text in UTF-8"
+
+    @property
     def first_line(self) -> str:
         """As text; what is no UTF-8 is replaced."""
         return self.data.decode("utf-8-sig", "replace").partition("\n")[0].rstrip("\r")

@@ -1,5 +1,6 @@
 """Which format a trace has, by its content; and formats of other packages."""
 
+import bz2
 import gzip
 import io
 import json
@@ -53,13 +54,14 @@ def test_a_long_first_line_is_recognised(tmp_path: Path) -> None:
             "a,b,c\n1,2,3\n",
             "(trace begins with 'a,b,c'); workload.trace.format says which it is, and workload.tr",
         ),
+        ("a\tb\n1\t2\n", r"(trace begins with 'a\tb')"),
         ("[1, 2]\n", "has none of the formats"),
         ('{"requests": 1}\n', "has none of the formats"),
         (
             "TIMESTAMP,ContextTokens,GeneratedTokens,arrival_s,input_tokens,output_tokens\n",
             "may be azure and csv: say",
         ),
-        ("\0\1\2\3", "has none of the formats"),
+        ("\0\1\2\3", "(trace begins with the bytes 00 01 02 03, no text in UTF-8); workload.trace.format"),
     ],
 )
 def test_what_fits_none_or_several_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -68,6 +70,12 @@ def test_what_fits_none_or_several_is_refused(tmp_path: Path, content: str, mess
         recognised(tmp_path / "trace")
     assert refused.value.where == str(tmp_path / "trace")
     assert message in refused.value.message
+
+
+def test_another_compression_is_told_by_its_first_bytes(tmp_path: Path) -> None:
+    (tmp_path / "trace").write_bytes(bz2.compress(CONTENTS["azure"].encode()))
+    with pytest.raises(InputError, match=r"begins with the bytes 42 5a 68 39 31 41 59 26, no text in UTF-8"):
+        recognised(tmp_path / "trace")
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,14 @@ def test_copies_of_a_latent_fill_each_device() -> None:
     assert attention["kv_gb_per_device"] * 1e9 == pytest.approx(held)
 
 
+def test_devices_of_experts_need_not_divide_the_kv_heads() -> None:
+    """Mixtral's 8 are on attention's devices; 3 others share its experts by slices."""
+    experts = {"device": "h100", "devices_per_node": 3, "experts": "tp"}
+    summary, _ = serve(prepare(load_scenario(None, [*ON_H100, placed(experts=experts)])))
+    assert summary["groups"]["experts"]["devices"] == 3
+    assert summary["groups"]["experts"]["kv_gb_per_device"] == 0
+
+
 def test_auto_says_what_it_tried() -> None:
     chosen = serve(prepare(load_scenario(None, [*ON_H100, placed(micro_batches="auto")])))[0]["groups"]["micro_batches"]
     largest = chosen["tried"]["batches"][-1]
