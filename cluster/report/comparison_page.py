@@ -56,6 +56,7 @@ def several_page(runs: Sequence[ReportRun], places: Sequence[Path], title: str |
         provenance(list(runs), names),
     ]
     warnings = [f"not like for like: the runs differ in {', '.join(comparison.unlike)}"] if comparison.unlike else []
+    warnings += comparison.repeated
     warnings += ["whether the settings are like for like is not known: a scenario cannot be read"] if unknown else []
     warnings += [run.labelled(warning) for run in together for warning in run.run.summary.warnings]
     settings = dict.fromkeys(facts.setting(run.summary) for run in runs)

@@ -27,6 +27,11 @@ RESULTS = "unfinished"
 OURS = frozenset({STATE_FILE, COMMANDS_FILE, SPANS_FILE, TARGET_FILE, LOCK_FILE, RESULTS})
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is one of checkpoints: of a run that has not finished, as none are left of others."""
+    return any((folder / name).is_file() for name in (STATE_FILE, TARGET_FILE))
+
+
 def write_state(
     folder: Path,
     state: dict[str, Any],

@@ -84,7 +84,8 @@ class Quantity:
 class Comparison:
     """Runs, their figures, and the settings that are not the same in all: path to one value per run.
 
-    `notes`: sentences on the runs; `unknown`: which settings were not compared, and why; empty: all were.
+    `notes`: sentences on the runs; `repeated`: on those that were given more than once; `unknown`: which settings were
+    not compared, and why; empty: all were.
     """
 
     runs: tuple[Run, ...]
@@ -92,6 +93,7 @@ class Comparison:
     differences: Mapping[str, tuple[Any, ...]]
     unlike: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
     unknown: str = ""
 
     @property
@@ -102,7 +104,7 @@ class Comparison:
     @property
     def all_notes(self) -> tuple[str, ...]:
         """Sentences on the runs, and on settings."""
-        return (*self.notes, self.unknown) if self.unknown else self.notes
+        return (*self.repeated, *self.notes, *([self.unknown] if self.unknown else []))
 
     def named_settings(self) -> tuple[str, ...]:
         """Of each run, what it has of the scheduler's settings that are not the same in all; "": none of its own."""
@@ -155,7 +157,21 @@ def compare(places: Sequence[Path]) -> Comparison:
     without = [str(place) for place, scenario in zip(places, scenarios, strict=True) if scenario is None]
     told = f"of settings only those in summaries are compared, none of the scheduler: no {SCENARIO_FILE} beside "
     unknown = told + ", ".join(without) if without else ""
-    return replace(compare_runs(runs, _settings(runs, scenarios)), notes=notes, unknown=unknown)
+    return replace(
+        compare_runs(runs, _settings(runs, scenarios)), notes=notes, repeated=_repeated(places), unknown=unknown
+    )
+
+
+def _repeated(places: Sequence[Path]) -> tuple[str, ...]:
+    """That a run is compared with itself, for each."""
+    given: dict[Path, list[str]] = {}
+    for place in places:
+        given.setdefault((place / "summary.json" if place.is_dir() else place).resolve(), []).append(str(place))
+    return tuple(
+        f"{' and '.join(dict.fromkeys(names))}: one run, which is compared with itself"
+        for names in given.values()
+        if len(names) > 1
+    )
 
 
 def _place_of(place: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import ValidationError
 
+from pimserve.cluster.run.checkpoint_files import is_checkpoint
 from pimserve.cluster.run.summary_schema import SCHEMA_VERSION, Summary
 from pimserve.errors import InputError, shortened, validation_error
 from pimserve.scheduler.sections import Section
@@ -29,7 +30,7 @@ def load_document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
-        raise InputError(str(path), "no results here: a folder with summary.json is needed") from None
+        raise InputError(str(path), f"no results here: {_why_none(path)}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(str(file), f"cannot be read as a summary: {error}") from None
     if not isinstance(document, dict) or "schema_version" not in document:
@@ -41,6 +42,17 @@ def load_document(path: Path) -> dict[str, Any]:
     if missing:
         raise InputError(str(file), f"is cut short or was changed: {', '.join(missing)} missing, or no mapping")
     return document
+
+
+def _why_none(path: Path) -> str:
+    """Why there is no summary at a place."""
+    if is_checkpoint(path):
+        return f"checkpoints of a run that has not ended; the command that began it, with --checkpoint {path}, goes on"
+    return (
+        "a folder with summary.json is needed"
+        if path.exists()
+        else "nothing is there; a run writes its results as it ends"
+    )
 
 
 def read_summary(place: Path) -> Summary:

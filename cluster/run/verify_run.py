@@ -48,11 +48,6 @@ class Verdict:
     findings: Sequence[Finding]
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is one of checkpoints."""
-    return any((folder / name).is_file() for name in (STATE_FILE, TARGET_FILE))
-
-
 def is_results(folder: Path) -> bool:
     """Whether a folder is one of results."""
     return any((folder / name).is_file() for name in (SUMMARY_FILE, SUMS_FILE))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pimserve.cluster.base.checksums import SUMS_FILE, Finding, check_folder
 from pimserve.cluster.base.locks import lock_folder
+from pimserve.cluster.run.checkpoint_files import is_checkpoint
 from pimserve.cluster.run.verify_run import (
     MADE_LATER,
     Verdict,
-    is_checkpoint,
     is_results,
     verify_checkpoint,
     verify_results,

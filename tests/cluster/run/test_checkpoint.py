@@ -16,6 +16,7 @@ import pytest
 from pimserve.cluster.run.checkpoint import CheckpointFolder, has_checkpoint
 from pimserve.cluster.run.checkpoint_files import VERSION
 from pimserve.cluster.run.export import export_table
+from pimserve.cluster.run.read_summary import load_summary
 from pimserve.cluster.run.results import load_numbers, load_table
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import prepare
@@ -76,6 +77,15 @@ def test_a_run_that_dies_goes_on_to_the_same_bits(tmp_path: Path, router: str) -
     assert [json.loads(line)["command"] for line in commands] == ["scale_rate"]
     same = {key: value for key, value in whole.items() if key not in {"results", "simulator"}}
     assert {key: summary[key] for key in same} == same
+
+
+def test_checkpoints_are_no_results_and_say_so(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(prepare(scenario()), tmp_path / "out", control=DiesAfter(2), checkpoints=tmp_path / "kept")
+    with pytest.raises(InputError) as caught:
+        load_summary(tmp_path / "kept")
+    goes_on = f"the command that began it, with --checkpoint {tmp_path / 'kept'}, goes on"
+    assert str(caught.value).endswith(f"no results here: checkpoints of a run that has not ended; {goes_on}")
 
 
 def test_another_scenario_another_run_and_damage_are_refused(tmp_path: Path) -> None:

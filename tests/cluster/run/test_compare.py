@@ -25,6 +25,16 @@ def test_a_run_against_itself_is_all_ones_and_differs_in_nothing(save):
     assert all(each.values[0] == 0 for each in comparison.quantities if None in each.ratios)
     assert not comparison.differences
     assert not comparison.unlike
+    assert comparison.all_notes == (f"{run}: one run, which is compared with itself",)
+
+
+def test_a_run_that_is_given_by_several_names_is_pointed_out(save, tmp_path):
+    runs = [save("one", SCENARIO), save("two", SCENARIO)]
+    link = tmp_path / "link"
+    link.symlink_to(runs[0])
+    assert compare(runs).all_notes == ()
+    (said,) = compare([*runs, link]).all_notes
+    assert said == f"{runs[0]} and {link}: one run, which is compared with itself"
 
 
 def test_no_ratio_to_nothing(save):

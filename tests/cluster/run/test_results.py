@@ -140,6 +140,8 @@ def test_span_file_without_rows_and_with_many(tmp_path: Path) -> None:
 def test_what_is_not_a_result_is_refused(tmp_path: Path, done: Path) -> None:
     with pytest.raises(InputError, match=r"no results here: a folder with summary\.json is needed"):
         load_document(tmp_path)
+    with pytest.raises(InputError, match="no results here: nothing is there; a run writes its results as it ends"):
+        load_document(tmp_path / "none")
     for name, content in (("a", "{"), ("b", "[1]"), ("c", '{"x": 1}'), ("d", "")):
         (tmp_path / name).write_text(content)
         with pytest.raises(InputError, match=rf"{tmp_path / name}: (cannot be read as a summary|is not a summary)"):
