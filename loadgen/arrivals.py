@@ -178,11 +178,17 @@ def arrival_times(spec: ArrivalSpec, streams: Streams, num_requests: int | None,
     if end_s is not None:
         seconds = seconds[seconds < end_s]
     if len(seconds) > MAX_REQUESTS:
-        raise InputError("workload.duration_s", f"more than {MAX_REQUESTS} requests arrive; shorten it")
+        raise InputError(_ending(spec, duration_s), f"more than {MAX_REQUESTS} requests arrive; shorten it")
     if not len(seconds):
-        raise InputError("workload.duration_s", f"no request arrives within {end_s} s; lengthen it")
+        raise InputError(_ending(spec, duration_s), f"no request arrives within {end_s} s; lengthen it")
     arrival_ps: IntArray = np.rint(seconds * PS_PER_S).astype(np.int64)
     return arrival_ps
+
+
+def _ending(spec: ArrivalSpec, duration_s: float | None) -> str:
+    """The key that ends arrivals first."""
+    by_stages = spec.ends_s is not None and (duration_s is None or spec.ends_s <= duration_s)
+    return "workload.arrival.stages" if by_stages else "workload.duration_s"
 
 
 def _operational(spec: ArrivalSpec, streams: Streams, most: int) -> Iterator[FloatArray]:

@@ -23,6 +23,7 @@ _MESSAGES = {
     "string_type": "must be text",
     "string_unicode": "must be UTF-8 text",
 }
+_FORMS = ("<", "function-", "tagged-union[")
 Result = TypeVar("Result")
 _LONGEST = 200  # characters of a value that a message repeats
 
@@ -105,7 +106,7 @@ def validation_error(where: str, error: ValidationError, schema: type[BaseModel]
         error: the findings.
         schema: what was validated; with it, paths hold the document's keys only, and unknown keys get a hint.
     """
-    errors = []
+    told: list[tuple[tuple[int | str, ...], bool, InputError]] = []
     for found in error.errors(include_url=False):
         if found["type"] == "too_short" and len(found["input"]) >= found["ctx"]["min_length"]:
             continue  # entries that are wrong were not counted; what is wrong with them is told
@@ -113,8 +114,24 @@ def validation_error(where: str, error: ValidationError, schema: type[BaseModel]
         message = _message(found, parent, here)
         if found["type"] == "union_tag_invalid":
             keys.append(found["ctx"]["discriminator"].strip("'"))
-        errors.append(InputError(".".join(str(part) for part in (where, *keys) if part != ""), message))
-    return InputsError(errors)
+        place = ".".join(str(part) for part in (where, *keys) if part != "")
+        told.append((tuple(keys), _other_form(found), InputError(place, message)))
+    # Of a key that takes several forms, only what is wrong with the one that was given.
+    formed = [keys for keys, other_form, _ in told if not other_form]
+    return InputsError(
+        [
+            each
+            for keys, other_form, each in told
+            if not (other_form and any(keys == below[: len(keys)] for below in formed))
+        ]
+    )
+
+
+def _other_form(found: ErrorDetails) -> bool:
+    """Whether one value was expected where a mapping or list is, or the other way round."""
+    if found["type"] in _OF_SECTIONS:
+        return not isinstance(found["input"], dict)
+    return found["type"] in _MESSAGES and found["type"].endswith("_type") and isinstance(found["input"], dict | list)
 
 
 def _message(found: ErrorDetails, parent: Sequence[type[BaseModel]], here: Sequence[type[BaseModel]]) -> str:
@@ -164,7 +181,7 @@ def _walk(
     parent: list[type[BaseModel]] = []
     here = [schema] if schema is not None else []
     for part in loc:
-        if str(part).startswith("<"):  # a union's name for one of its forms, which is no key
+        if str(part).startswith(_FORMS):  # a union's name for one of its forms, which is no key
             continue
         if len(here) > 1:
             here = [model for model in here if part in _tags(model)]

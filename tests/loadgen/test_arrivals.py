@@ -271,6 +271,13 @@ def test_empty_duration_is_refused():
         times({"process": "poisson", "rate_per_s": 1}, n=None, duration=1e-9)
 
 
+@pytest.mark.parametrize(("duration", "where"), [(None, "arrival.stages"), (2, "arrival.stages"), (0.5, "duration_s")])
+def test_no_arrivals_are_told_of_what_ends_them(duration, where):
+    stages = [{"rate_per_s": 1e-9, "duration_s": 1}]
+    with pytest.raises(InputError, match=f"workload.{where}: no request arrives within"):
+        times({"process": "poisson", "stages": stages}, n=None, duration=duration)
+
+
 @pytest.mark.parametrize(("n", "refused"), [(500, False), (501, True)])
 def test_more_requests_than_a_workload_holds_are_refused(monkeypatch, n, refused):
     monkeypatch.setattr(module, "MAX_REQUESTS", 500)

@@ -363,3 +363,16 @@ def test_a_long_value_is_not_repeated_whole(tmp_path: Path) -> None:
     assert len(refusal(tmp_path, None, ["scheduler.router=" + "x" * 5000])) < 6000  # the router's own message
     assert len(refusal(tmp_path, None, ["scheduler.batching=" + "x" * 5000])) < 500
     assert len(refusal(tmp_path, None, ["x" * 5000])) < 500
+
+
+@pytest.mark.parametrize(
+    ("think_time", "said"),
+    [
+        ("-3", ": must be greater than or equal to 0 (got -3)"),
+        ("{kind: zipf}", ".kind: must be one of 'uniform', 'exponential', 'lognormal' (got 'zipf')"),
+        ("{kind: uniform, low_s: 5, high_s: 1}", ": high_s (1.0) must be at least low_s (5.0)"),
+    ],
+)
+def test_of_several_forms_that_which_was_given_is_told(think_time: str, said: str, tmp_path: Path) -> None:
+    workload = f"workload={{mode: closed, concurrency: 2, think_time_s: {think_time}}}"
+    assert refusal(tmp_path, None, [workload]) == f"workload.think_time_s{said}"
