@@ -15,7 +15,7 @@ from pimserve.cluster.base.tables import Row, Table, table_of
 from pimserve.cluster.cli.terminal import add_rows, block, headed_table, plain_table, side_by_side, warning
 from pimserve.cluster.run.actor_tables import wire_table
 from pimserve.cluster.run.class_tables import class_tables, limits_of_all
-from pimserve.cluster.run.compare import precision_text
+from pimserve.cluster.run.compare import policy_text, precision_text
 from pimserve.cluster.run.group_schema import Groups
 from pimserve.cluster.run.group_tables import (
     devices_text,
@@ -128,7 +128,7 @@ def _heading(summary: UnwrittenSummary) -> RenderableType:
         )
     return Group(
         Text(f"{summary.name}: {summary.model} on {devices_text(summary)}", style="bold"),
-        *(Text(line) for line in (*replicas, *costs, precision_text(summary), measured)),
+        *(Text(line) for line in (*replicas, *costs, precision_text(summary), policy_text(summary), measured) if line),
         Text(f"stability: {summary.stability}"),
     )
 

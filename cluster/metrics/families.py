@@ -22,7 +22,7 @@ FAMILIES = (
         "pimserve_run_info",
         "info",
         "What a run is about.",
-        ("run_id", "name", "model_name", "device_model", "seed", "workload", "setting", "speed", "version"),
+        ("run_id", "name", "model_name", "device_model", "seed", "workload", "setting", "speed", "version", "policy"),
     ),
     # The clock.
     Family("pimserve_virtual_time_seconds_total", "counter", "Simulated time that has passed.", RUN),

@@ -261,6 +261,7 @@ def _keys_of_run(prepared: Prepared, run_id: str, speed: float) -> dict[str, Key
         " + ".join(dict.fromkeys(str(pool.replica.costs["setting"]) for pool in prepared.pools)),
         f"{speed:g}x" if speed else "unpaced",
         __version__,
+        scenario.scheduler.policy,
     )
     return {
         "pimserve_run_info": (info,),

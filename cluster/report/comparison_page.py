@@ -73,7 +73,7 @@ _WINDOWS = f"Ratios are to the first run. {MIXED_WINDOWS[0].upper()}{MIXED_WINDO
 
 
 def _legend(runs: Sequence[Named]) -> Table:
-    keys = ("name", "model", "devices", "device", "workload", "seed")
+    keys = ("name", "model", "devices", "device", "workload", "policy", "seed")
     rows = [
         (
             run.name,

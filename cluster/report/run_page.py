@@ -15,7 +15,7 @@ from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_
 from pimserve.cluster.report.time_pictures import over_time_pictures
 from pimserve.cluster.run.actor_tables import device_actor_table, wire_table
 from pimserve.cluster.run.class_tables import class_tables
-from pimserve.cluster.run.compare import Run, compare_runs, precision_text
+from pimserve.cluster.run.compare import Run, compare_runs, policy_text, precision_text
 from pimserve.cluster.run.group_tables import devices_text
 from pimserve.cluster.run.latency_tables import latency_table, percentile_limit_table
 from pimserve.cluster.run.run_figures import value_at
@@ -82,6 +82,7 @@ def single_page(run: ReportRun, title: str | None) -> Page:
             precision_text(summary),
             f"workload: {text_of(summary.workload)}",
             f"replicas: {text_of(summary.replicas)}, seed {text_of(summary.seed)}",
+            *filter(None, [policy_text(summary)]),
         ),
         summary.warnings,
         sections,

@@ -350,3 +350,8 @@ def precision_text(summary: ServedSummary) -> str:
     """In what the devices hold weights and KV cache; of another version, that it is not known."""
     held = [f"{named(key)} {value}" for key, value in precision(summary)]
     return f"precision: {', '.join(held) or ABSENT}"
+
+
+def policy_text(summary: ServedSummary) -> str:
+    """The policy of the queue, where it is another than the default."""
+    return "" if summary.policy in {None, "fcfs"} else f"policy: {summary.policy}"

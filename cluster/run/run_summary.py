@@ -79,6 +79,7 @@ def summary_of(prepared: Prepared, served: Served) -> ServedSummary:
         device=prepared.device,
         devices=hardware.devices,
         replicas=prepared.replicas,
+        policy=scenario.scheduler.policy,
         seed=scenario.run.seed,
         workload=workload.description,
         trace_rows=TraceRows(read=workload.rows_read, dropped=dict(workload.rows_dropped)),

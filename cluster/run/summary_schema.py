@@ -123,6 +123,9 @@ class Cluster(Section):
     device: str = text("devices; names of both kinds where there are two")
     devices: int = figure("devices", "of all replicas")
     replicas: int = figure("replicas", "copies of the model")
+    policy: str | None = Field(
+        None, description="of the queue, by which requests were admitted (scheduler.policy); queue times are of it"
+    )
 
 
 class Origin(Section):

@@ -21,6 +21,7 @@ _COLUMNS = (
     ("device_model", "device"),
     ("setting", "costs"),
     ("workload", "workload"),
+    ("policy", "policy"),
     ("seed", "seed"),
     ("speed", "pace"),
     ("version", "version"),
@@ -33,7 +34,8 @@ _RUNS = Row(
         Panel(
             "What they are",
             "short",
-            "Model, device, setting of the costs, workload, seed and version of the runs that were there meanwhile.",
+            "Model, device, setting of the costs, workload, policy of the queue, seed and version of the runs that were"
+            " there meanwhile.",
             ((f"max by ({', '.join(name for name, _ in _COLUMNS)}) ({_INFO})", ""),),
             "table",
             24,
@@ -94,6 +96,28 @@ _LATENCY = Row(
             ("Time per output token", "pimserve_time_per_output_token_seconds"),
             ("End-to-end latency", "pimserve_e2e_request_latency_seconds"),
         )
+    ),
+)
+
+_POLICY = f"max by (run_id, policy) ({_INFO})"
+_QUEUE = Row(
+    "Queue, by policy",
+    tuple(
+        Panel(
+            f"Time in the queue, p{percent}",
+            "s",
+            "Of all measured requests since the beginning, within 10 %, with the policy by which they were admitted.",
+            (
+                (
+                    f"{_POLICY} * on (run_id) group_left () "
+                    + quantile_of_all(percent, "pimserve_request_queue_time_seconds"),
+                    "{{policy}} {{run_id}}",
+                ),
+            ),
+            "bars",
+            12,
+        )
+        for percent in (50, 99)
     ),
 )
 
@@ -158,5 +182,5 @@ COMPARISON = Board(
     "pimserve: comparison of runs",
     "Figures of whole runs side by side, since their beginning. Runs with ideal and with measured costs do not compare:"
     " the table of runs says which is which.",
-    (_RUNS, _THROUGHPUT, _LATENCY, _REQUESTS, PERCENTILE_LIMITS, LOAD_STAGES, REQUEST_CLASSES),
+    (_RUNS, _THROUGHPUT, _LATENCY, _QUEUE, _REQUESTS, PERCENTILE_LIMITS, LOAD_STAGES, REQUEST_CLASSES),
 )

@@ -2876,6 +2876,7 @@ class Summary(google.protobuf.message.Message):
     DEVICE_FIELD_NUMBER: builtins.int
     DEVICES_FIELD_NUMBER: builtins.int
     REPLICAS_FIELD_NUMBER: builtins.int
+    POLICY_FIELD_NUMBER: builtins.int
     DEVICES_PER_REPLICA_FIELD_NUMBER: builtins.int
     PARALLELISM_FIELD_NUMBER: builtins.int
     COSTS_FIELD_NUMBER: builtins.int
@@ -2939,6 +2940,8 @@ class Summary(google.protobuf.message.Message):
     """Of all replicas. Unit: devices."""
     replicas: builtins.int
     """Copies of the model. Unit: replicas."""
+    policy: builtins.str
+    """Of the queue, by which requests were admitted (scheduler.policy); queue times are of it."""
     devices_per_replica: builtins.int
     """Of one replica; of the first pool where there are two. Unit: devices."""
     seed: builtins.int
@@ -3124,6 +3127,7 @@ class Summary(google.protobuf.message.Message):
         device: builtins.str = ...,
         devices: builtins.int = ...,
         replicas: builtins.int = ...,
+        policy: builtins.str | None = ...,
         devices_per_replica: builtins.int = ...,
         parallelism: google.protobuf.struct_pb2.Struct | None = ...,
         costs: google.protobuf.struct_pb2.Struct | None = ...,
@@ -3176,12 +3180,14 @@ class Summary(google.protobuf.message.Message):
         simulator: global___Summary.Simulator | None = ...,
         results: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_offered_requests_per_s", b"_offered_requests_per_s", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "autoscaling", b"autoscaling", "batch", b"batch", "busy_share", b"busy_share", "ci95", b"ci95", "client_queue_time_s", b"client_queue_time_s", "costs", b"costs", "device_facts", b"device_facts", "energy", b"energy", "faults", b"faults", "groups", b"groups", "in_system", b"in_system", "kv", b"kv", "kv_tiers", b"kv_tiers", "latency_s", b"latency_s", "offered_requests_per_s", b"offered_requests_per_s", "parallelism", b"parallelism", "pools", b"pools", "precision", b"precision", "prefix_cache", b"prefix_cache", "requests", b"requests", "router", b"router", "sessions", b"sessions", "silicon_mm2", b"silicon_mm2", "simulator", b"simulator", "slo", b"slo", "spec_decode", b"spec_decode", "swap", b"swap", "tdp_w", b"tdp_w", "throughput", b"throughput", "tokens", b"tokens", "trace_rows", b"trace_rows", "window", b"window"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_offered_requests_per_s", b"_offered_requests_per_s", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "autoscaling", b"autoscaling", "batch", b"batch", "busy_share", b"busy_share", "ci95", b"ci95", "classes", b"classes", "client_queue_time_s", b"client_queue_time_s", "costs", b"costs", "device", b"device", "device_facts", b"device_facts", "devices", b"devices", "devices_per_replica", b"devices_per_replica", "digest", b"digest", "end_s", b"end_s", "energy", b"energy", "faults", b"faults", "groups", b"groups", "in_system", b"in_system", "kv", b"kv", "kv_tiers", b"kv_tiers", "latency_s", b"latency_s", "max_model_len_tokens", b"max_model_len_tokens", "model", b"model", "name", b"name", "offered_requests_per_s", b"offered_requests_per_s", "parallelism", b"parallelism", "plan_digest", b"plan_digest", "pools", b"pools", "precision", b"precision", "prefix_cache", b"prefix_cache", "replicas", b"replicas", "requests", b"requests", "reserved_gb_per_device", b"reserved_gb_per_device", "results", b"results", "router", b"router", "scenario_digest", b"scenario_digest", "schema_version", b"schema_version", "seed", b"seed", "sessions", b"sessions", "silicon_mm2", b"silicon_mm2", "simulator", b"simulator", "slo", b"slo", "spec_decode", b"spec_decode", "stability", b"stability", "stages", b"stages", "swap", b"swap", "tdp_w", b"tdp_w", "throughput", b"throughput", "time_share", b"time_share", "tokens", b"tokens", "trace_rows", b"trace_rows", "traffic", b"traffic", "unit_busy_share", b"unit_busy_share", "unit_busy_share_of_busiest_device", b"unit_busy_share_of_busiest_device", "warnings", b"warnings", "weights_gb_per_device", b"weights_gb_per_device", "window", b"window", "workload", b"workload"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_offered_requests_per_s", b"_offered_requests_per_s", "_policy", b"_policy", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "autoscaling", b"autoscaling", "batch", b"batch", "busy_share", b"busy_share", "ci95", b"ci95", "client_queue_time_s", b"client_queue_time_s", "costs", b"costs", "device_facts", b"device_facts", "energy", b"energy", "faults", b"faults", "groups", b"groups", "in_system", b"in_system", "kv", b"kv", "kv_tiers", b"kv_tiers", "latency_s", b"latency_s", "offered_requests_per_s", b"offered_requests_per_s", "parallelism", b"parallelism", "policy", b"policy", "pools", b"pools", "precision", b"precision", "prefix_cache", b"prefix_cache", "requests", b"requests", "router", b"router", "sessions", b"sessions", "silicon_mm2", b"silicon_mm2", "simulator", b"simulator", "slo", b"slo", "spec_decode", b"spec_decode", "swap", b"swap", "tdp_w", b"tdp_w", "throughput", b"throughput", "tokens", b"tokens", "trace_rows", b"trace_rows", "window", b"window"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_offered_requests_per_s", b"_offered_requests_per_s", "_policy", b"_policy", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "autoscaling", b"autoscaling", "batch", b"batch", "busy_share", b"busy_share", "ci95", b"ci95", "classes", b"classes", "client_queue_time_s", b"client_queue_time_s", "costs", b"costs", "device", b"device", "device_facts", b"device_facts", "devices", b"devices", "devices_per_replica", b"devices_per_replica", "digest", b"digest", "end_s", b"end_s", "energy", b"energy", "faults", b"faults", "groups", b"groups", "in_system", b"in_system", "kv", b"kv", "kv_tiers", b"kv_tiers", "latency_s", b"latency_s", "max_model_len_tokens", b"max_model_len_tokens", "model", b"model", "name", b"name", "offered_requests_per_s", b"offered_requests_per_s", "parallelism", b"parallelism", "plan_digest", b"plan_digest", "policy", b"policy", "pools", b"pools", "precision", b"precision", "prefix_cache", b"prefix_cache", "replicas", b"replicas", "requests", b"requests", "reserved_gb_per_device", b"reserved_gb_per_device", "results", b"results", "router", b"router", "scenario_digest", b"scenario_digest", "schema_version", b"schema_version", "seed", b"seed", "sessions", b"sessions", "silicon_mm2", b"silicon_mm2", "simulator", b"simulator", "slo", b"slo", "spec_decode", b"spec_decode", "stability", b"stability", "stages", b"stages", "swap", b"swap", "tdp_w", b"tdp_w", "throughput", b"throughput", "time_share", b"time_share", "tokens", b"tokens", "trace_rows", b"trace_rows", "traffic", b"traffic", "unit_busy_share", b"unit_busy_share", "unit_busy_share_of_busiest_device", b"unit_busy_share_of_busiest_device", "warnings", b"warnings", "weights_gb_per_device", b"weights_gb_per_device", "window", b"window", "workload", b"workload"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_busy_share", b"_busy_share"]) -> typing.Literal["busy_share"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_offered_requests_per_s", b"_offered_requests_per_s"]) -> typing.Literal["offered_requests_per_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_policy", b"_policy"]) -> typing.Literal["policy"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_silicon_mm2", b"_silicon_mm2"]) -> typing.Literal["silicon_mm2"] | None: ...
     @typing.overload

@@ -199,6 +199,11 @@ def test_energy_per_token_is_active_and_passive():
     assert line_with(report(energy__passive_power="not_known"), "passive").endswith("passive not known")
 
 
+def test_another_policy_of_the_queue_stands_in_the_heading():
+    assert "policy" not in report(policy="fcfs")
+    assert line_with(report(policy="sjf"), "policy") == "policy: sjf"
+
+
 def test_precision_stands_in_the_heading():
     assert line_with(report(), "precision") == "precision: weights bf16, routed weights fp8, KV cache bf16"
     dense = {"weights": "5-bit", "routed_weights": None, "kv_cache": "8-bit"}

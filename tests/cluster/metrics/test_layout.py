@@ -148,3 +148,9 @@ def test_merged_histograms_are_those_of_a_role():
     layout = metrics(pools).layout
     assert layout.keys["pimserve_step_tokens"] == (("r", "all", "prefill"), ("r", "all", "decode"))
     assert layout.histogram_rows == (0, 0, 0, 1, 1, 1, 1, 1, 1)
+
+
+def test_a_run_tells_the_policy_of_its_queue():
+    told = metrics("scheduler.policy=sjf", "scheduler.prediction_error=0").layout.keys["pimserve_run_info"]
+    (info,) = [dict(zip(BY_NAME["pimserve_run_info"].labels, labels, strict=True)) for labels in told]
+    assert info["policy"] == "sjf"
