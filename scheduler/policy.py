@@ -136,14 +136,15 @@ def _virtual_token_counter(_: SchedulerSpec, classes: Sequence[QueueClass]) -> N
         raise InputError(_WHERE, "'vtc' needs classes of different tenants: workload.classes")
 
 
+PRIORITY = "priority"
 _POLICIES: dict[str, Callable[[SchedulerSpec, Sequence[QueueClass]], Policy | None]] = {
-    "priority": _priority,
+    PRIORITY: _priority,
     "sjf": _shortest_predicted_first,
     "edf": _earliest_deadline_first,
     VTC: _virtual_token_counter,
 }
 BUILT_IN_POLICIES = frozenset({FCFS, *_POLICIES})
-BLIND_TO_PRIORITY = BUILT_IN_POLICIES - {"priority"}
+BLIND_TO_PRIORITY = BUILT_IN_POLICIES - {PRIORITY}
 
 
 def make_policy(spec: SchedulerSpec, classes: Sequence[QueueClass]) -> Policy | None:

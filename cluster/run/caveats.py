@@ -17,7 +17,7 @@ from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import VTC, SchedulerSpec
 from pimserve.scheduler.outcomes import ALL
-from pimserve.scheduler.policy import BLIND_TO_PRIORITY
+from pimserve.scheduler.policy import BLIND_TO_PRIORITY, BUILT_IN_POLICIES, PRIORITY
 from pimserve.scheduler.router_spec import PrefixRouterSpec
 from pimserve.scheduler.stability import SATURATED, TOO_SHORT
 from pimserve.scheduler.summary_sections import Autoscaling, ConditionalDisagg, Figures, InSystem, Requests
@@ -100,6 +100,7 @@ def caveats_of_policy(scenario: Scenario) -> Iterator[str]:
         yield f"priorities of classes have no effect: scheduler.policy is {policy}"
     if policy != VTC and any(each.tenant_weight > 1 for each in classes):
         yield f"weights of tenants have no effect: scheduler.policy is {policy}"
+    yield from _idle_keys_of_policies(scenario.scheduler)
     yield from _unseen_by_early_rejection(scenario.scheduler)
     # Of what is shared, and the same for all replicas, no router hears.
     router, tiers = scenario.scheduler.router, [tier for tier in scenario.scheduler.kv_tiers if not tier.shared]
@@ -107,6 +108,16 @@ def caveats_of_policy(scenario: Scenario) -> Iterator[str]:
     for key in router.idle_weights(len(tiers)) if isinstance(router, PrefixRouterSpec) else ():
         there = f"one tier{of_each}, {tiers[0].name}" if tiers else f"no tier{of_each}"
         yield f"scheduler.router.{key} has no effect: scheduler.kv_tiers has {there}"
+
+
+_OF_POLICIES = {"ageing_s": PRIORITY, "input_token_weight": VTC, "output_token_weight": VTC}
+
+
+def _idle_keys_of_policies(spec: SchedulerSpec) -> Iterator[str]:
+    """Keys that were set, and that another built-in policy than that of the scenario goes by."""
+    for key, policy in _OF_POLICIES.items():
+        if spec.policy in BUILT_IN_POLICIES - {policy} and getattr(spec, key) != type(spec).model_fields[key].default:
+            yield f"scheduler.{key} has no effect: it is of policy {policy}, and scheduler.policy is {spec.policy}"
 
 
 def caveats_of_reserves(

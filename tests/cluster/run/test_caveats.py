@@ -222,6 +222,16 @@ def test_priorities_that_no_policy_goes_by_are_told(policy: str, said: bool) -> 
     assert not list(caveats_of_policy(alike))
 
 
+@pytest.mark.parametrize(
+    ("key", "policy"), [("ageing_s=3", "priority"), ("input_token_weight=3", "vtc"), ("output_token_weight=1", "vtc")]
+)
+def test_keys_of_another_policy_are_told(key: str, policy: str) -> None:
+    classes = "workload.classes=[{name: a, priority: 1}, {name: b, priority: 1}]"
+    found = list(caveats_of_policy(load_scenario(None, [classes, f"scheduler.{key}"])))
+    name = key.partition("=")[0]
+    assert found == [f"scheduler.{name} has no effect: it is of policy {policy}, and scheduler.policy is fcfs"]
+
+
 @pytest.mark.parametrize(("policy", "said"), [("fcfs", True), ("vtc", False)])
 def test_weights_that_no_policy_goes_by_are_told(policy: str, said: bool) -> None:
     classes = "workload.classes=[{name: a, tenant_weight: 3}, {name: b}]"
