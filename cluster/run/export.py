@@ -8,9 +8,8 @@ from typing import IO, Literal
 import numpy as np
 
 from pimserve.cluster.run.compare import SCENARIO_FILE
-from pimserve.cluster.run.history import History
+from pimserve.cluster.run.history import History, recorded_scenario
 from pimserve.cluster.run.results import load_numbers, load_sessions, load_table
-from pimserve.cluster.scenario.document import load_scenario
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
@@ -82,7 +81,7 @@ def _class_fields(run: Path, most: int) -> list[tuple[str, str, str]]:
     """
     if not most:
         return []
-    classes = load_scenario(run / SCENARIO_FILE).workload.classes or ()
+    classes = recorded_scenario(run).workload.classes or ()
     if most > len(classes):
         raise InputError(str(run / "requests.npy"), f"has requests of class {most}; {SCENARIO_FILE} has {len(classes)}")
     return [("", "", ""), *((each.name, each.owner, str(each.priority)) for each in classes)]

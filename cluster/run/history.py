@@ -17,7 +17,7 @@ from pimserve.cluster.run.account import check_account
 from pimserve.cluster.run.read_summary import load_document, summary_of_document
 from pimserve.cluster.run.results import SPAN, load_longest_gaps, load_numbers, load_sessions, load_table
 from pimserve.cluster.run.summary_schema import Summary
-from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.device_models.slowdown import NORMAL
@@ -34,6 +34,19 @@ from pimserve.scheduler.window import MeasuredWindow
 _ROUNDING = 2**-51  # of seconds that were divided once, and are multiplied again
 _MOST = 2**62  # so that sums of two do not overflow
 _LATEST_PS = 2**63 - 2**53  # begin of a span, so that its end does not overflow: `_MOST` fs are less than 2**53 ps
+
+
+def recorded_scenario(folder: Path) -> Scenario:
+    """The scenario that a run had, from its results folder.
+
+    Raises:
+        InputError: it cannot be read; the file is named with the key.
+    """
+    file = folder / "scenario.yaml"
+    try:
+        return load_scenario(file)
+    except InputError as error:
+        raise error.moved(lambda where: where if where.startswith(str(file)) else f"{file}: {where}") from None
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,7 @@ class History:
         document = load_document(folder)
         check_account(document, folder / "summary.json")
         summary = summary_of_document(document)
-        prepared = prepare(load_scenario(folder / "scenario.yaml"))
+        prepared = prepare(recorded_scenario(folder))
         costs: list[ReplicaCosts] = []
         for pool in prepared.pools:
             if summary.by_pool().get(pool.name, summary).plan_digest != pool.plan.digest():

@@ -161,3 +161,14 @@ def test_steps_after_more_picoseconds_than_62_bit_are_counted_and_read(tmp_path)
     rate = summary["throughput"]
     assert rate["output_tokens_per_s"] == pytest.approx(64 * rate["requests_per_s"])
     assert write_timeline(tmp_path / "run", tmp_path / "timeline.json")["requests"] == 100
+
+
+def test_a_scenario_that_is_cut_short_is_named(runs, tmp_path):
+    folder = edited(runs, "plain", tmp_path)
+    text = (folder / "scenario.yaml").read_text()
+    (folder / "scenario.yaml").write_text(text[: text.index("dispatch: forward") + len("dispatch: forw")])
+    refused(folder, r"run/scenario\.yaml: cluster\.dispatch: must be 'forward', 'direct' or 'per_pick' \(got 'forw'\)")
+    (folder / "scenario.yaml").unlink()
+    with pytest.raises(InputError) as gone:
+        History.load(folder)
+    assert str(gone.value).count("scenario.yaml") == 1
