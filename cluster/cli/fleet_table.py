@@ -21,7 +21,7 @@ _COLUMNS = {
     "rate_per_s": "rate/s",
     "requests": "requests",
     "requests_per_s": "req/s",
-    "output_tokens_per_s": "out tok/s",
+    "output_tokens_per_s": "tok/s",
     "ttft_mean_s": "TTFT mean s",
     "ttft_p50_s": "p50",
     "ttft_p90_s": "p90",

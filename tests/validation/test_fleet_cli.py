@@ -42,6 +42,13 @@ def test_stages_of_ones_own(tmp_path):
     assert all(row["ttft_p50_s"] <= row["ttft_p90_s"] <= row["e2e_p50_s"] for row in rows)
 
 
+def test_figures_of_unlike_stages_fit_the_width(tmp_path):
+    written(tmp_path)
+    shown = validate(tmp_path, "--fleet", "small", "--stage", "0.04:90", "--stage", "300:20").stdout
+    assert "\u2026" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_stages_take_the_place_of_a_rate_and_number_of_ones_own(tmp_path):
     scenario = copy.deepcopy(FLEET["scenario"])
     scenario["workload"]["arrival"] |= {"rate_per_s": 5, "normalize_duration": True}
