@@ -56,14 +56,14 @@ class FittedTable:
 
     def __init__(self, *columns: str, left: int = 1, keys: int = 1) -> None:
         self._columns, self._left, self._keys = columns, left, keys
-        self._rows: list[tuple[str, ...]] = []
+        self.rows: list[tuple[str, ...]] = []  # of cells
 
     def add_row(self, *cells: str) -> None:
         """Add a cell for each column."""
-        self._rows.append(cells)
+        self.rows.append(cells)
 
     def __rich_console__(self, screen: Console, options: ConsoleOptions) -> Iterable[RenderableType]:
-        kept = [index for index in range(len(self._columns)) if not self._rows or any(row[index] for row in self._rows)]
+        kept = [index for index in range(len(self._columns)) if not self.rows or any(row[index] for row in self.rows)]
         keys, others = ([index for index in kept if (index < self._keys) == is_key] for is_key in (True, False))
         whole = self._drawn(kept, broken=False)
         if screen.measure(whole, options=options.update(width=_UNBOUNDED)).maximum <= options.max_width:
@@ -77,14 +77,14 @@ class FittedTable:
     def _drawn(self, indices: Sequence[int], *, broken: bool) -> rich.Table:
         headings = {index: self._broken(index) if broken else self._columns[index] for index in indices}
         table = headed_table(*headings.values(), left=sum(index < self._left for index in indices))
-        for row in self._rows:
+        for row in self.rows:
             table.add_row(*(Text(row[index]) for index in indices))
         return table
 
     def _broken(self, index: int) -> str:
         """A heading, no wider than its cells or longest word."""
         words = self._columns[index].split()
-        width = max(map(cell_len, [*words, *(row[index] for row in self._rows)]), default=1)
+        width = max(map(cell_len, [*words, *(row[index] for row in self.rows)]), default=1)
         return "\n".join(lines_of(self._columns[index], width, break_long_words=False, break_on_hyphens=False))
 
 

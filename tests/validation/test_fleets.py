@@ -227,7 +227,7 @@ def test_files_of_ones_own_may_use_the_fleets_of_the_package(tmp_path: Path) -> 
     fleets, cases = read_fleets(
         written(tmp_path, {**CASE, "case": {"fleet": "llm-d-ladder", "rate": 3}, "cause": "new"})
     )
-    assert set(fleets) == {"small", "replayed", *FLEETS}
+    assert set(fleets) == {"small", "replayed", "talking", *FLEETS}
     assert cases[0].cause == "new"
     assert all(isinstance(fleet, Fleet) and fleet.sources for fleet in FLEETS.values())
 
