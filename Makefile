@@ -9,7 +9,7 @@ PROTOC := $(VENV)/protoc
 DEV_READY := $(VENV)/.dev-ready
 NEWEST := $(VENV)/newest
 PYTEST := pytest -n 2
-UNIT := not e2e and not slow and not ray and not server
+UNIT := not e2e and not medium and not slow and not ray and not server
 LOCKED := pip install --quiet --require-hashes
 EDITABLE := pip install --quiet --no-deps --no-build-isolation --editable .
 EAGERLY := --upgrade --upgrade-strategy eager --editable '.[dev]'
@@ -63,7 +63,7 @@ test-slow: $(DEV_READY) ## the slow ones: validation in full, long runs, killed 
 test-deep: $(DEV_READY) ## all of them, and property tests try all examples that they name: for a release, or a new engine
 	PIMSERVE_EXAMPLES=1 $(BIN)/$(PYTEST) $(ARGS)
 
-test-unit: $(DEV_READY) ## those of make test that are not end to end, and need neither Ray nor servers
+test-unit: $(DEV_READY) ## those of make test that are quick, not end to end, and need neither Ray nor servers
 	$(BIN)/$(PYTEST) -m "$(UNIT)" $(ARGS)
 
 NEWER = import json; print(*("{name}=={version}".format(**entry["metadata"]) for entry in json.load(open("$(VENV)/newest.json"))["install"] \

@@ -61,6 +61,7 @@ def prepared(path, overrides=(), trace=None):
     return prepare(load_scenario(path, overrides, trace))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("page", "call"), CALLS, ids=[f"{page.name}: {' '.join(call)}" for page, call in CALLS])
 def test_commands_parse(page, call):
     command = typer.main.get_command(app)
@@ -122,6 +123,7 @@ def test_check_finds_a_stale_page(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "scenario.md").read_text(encoding="utf-8") == script.scenario_page()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(path):
     whole = prepared(path).scenario

@@ -34,6 +34,7 @@ def test_a_file_is_one_idea():
     assert [str(path) for path, text in FILES.items() if text.count("\n") > LONGEST_FILE] == []
 
 
+@pytest.mark.medium
 def test_a_function_fits_a_screen():
     long = [
         f"{path}: {node.name}"
@@ -53,6 +54,7 @@ def test_a_name_of_a_file_means_one_thing():
     assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
 
 
+@pytest.mark.medium
 def test_nobody_imports_what_another_module_keeps_private():
     private = [
         f"{path}: {alias.name} of {node.module}"

@@ -42,6 +42,7 @@ except SystemExit as stop:
     assert loaded_by(show_help) & HEAVY == set()
 
 
+@pytest.mark.medium
 def test_a_run_in_this_process_loads_nothing_of_other_processes(tmp_path: Path):
     """Tens of megabytes, and a tenth of a second."""
     run = f"""

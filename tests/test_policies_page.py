@@ -17,6 +17,7 @@ def gallery():
     return module
 
 
+@pytest.mark.medium
 def test_the_page_is_as_the_command_would_write_it(gallery, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["policy_gallery.py", "--check"])
     found = {each.name: each.found() for each in gallery.COMPARISONS}

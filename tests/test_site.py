@@ -60,6 +60,7 @@ class Links(HTMLParser):
             self.loaded.append(given["href"])
 
 
+@pytest.mark.medium
 def test_every_page_is_in_the_navigation(site):
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     nav = yaml.safe_load(config[config.index("\nnav:") :])["nav"]
@@ -78,6 +79,7 @@ def test_every_page_is_in_the_navigation(site):
     assert {str(path.relative_to(docs).with_suffix("")) for path in docs.rglob("*.md")} <= set(listed)
 
 
+@pytest.mark.medium
 def test_links_lead_somewhere(site):
     parsed = {path: Links(path.read_text(encoding="utf-8")) for path in pages_of(site)}
     for path, links in parsed.items():
@@ -92,6 +94,7 @@ def test_links_lead_somewhere(site):
                 assert unquote(anchor) in parsed[file].anchors, (path.name, target)
 
 
+@pytest.mark.medium
 def test_nothing_is_loaded_from_elsewhere(site):
     for path in pages_of(site):
         loaded = Links(path.read_text(encoding="utf-8")).loaded

@@ -27,6 +27,7 @@ def test_every_policy_and_router_wins_somewhere(gallery):
         assert {win.way for win in gallery.WINS if win.key == key} == names
 
 
+@pytest.mark.medium
 def test_who_is_said_to_win_wins(gallery):
     """In the examples that are there for it; of others, see the pages of policies and routers."""
     for win in gallery.WINS:

@@ -21,6 +21,7 @@ def mounts(service):
     return {target: source for source, target, *_ in (text.split(":") for text in SERVICES[service]["volumes"])}
 
 
+@pytest.mark.medium
 def test_it_meets_the_schema():
     check = Path(sysconfig.get_path("scripts")) / "check-jsonschema"
     command = [check, "--builtin-schema", "vendor.compose-spec", COMPOSE]

@@ -99,6 +99,7 @@ SCHEMA = {
 }
 
 
+@pytest.mark.medium
 def test_what_is_committed_is_what_is_generated():
     done = subprocess.run([sys.executable, ROOT / "deploy/grafana/generate.py", "--check"], check=False)
     assert done.returncode == 0
@@ -153,6 +154,7 @@ def test_panels_lead_to_the_section_that_has_a_metric_of_theirs(name):
         assert not named or any(f"`{metric}`" in sections[section] for metric in named), (panel["title"], section)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("place", "name", "expr"), QUERIES, ids=IDS)
 def test_queries_are_about_metrics_that_there_are(place, name, expr):
     recorded = {rule for _, rule, _ in rules()}
@@ -233,6 +235,7 @@ def test_histograms_are_looked_at_for_all_engines_since_they_may_be_merged(place
             assert "engine" not in expr, (place, name)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("place", "name", "expr"), QUERIES, ids=IDS)
 def test_rates_are_per_second_of_simulated_time(place, name, expr):
     text = written_out(expr)

@@ -159,6 +159,7 @@ def checked(arguments):
     return done.returncode
 
 
+@pytest.mark.medium
 def test_health_check(server):
     servicer, arguments = server
     servicer.set("", health_pb2.HealthCheckResponse.SERVING)

@@ -84,6 +84,7 @@ def test_pods_meet_the_schema_and_the_restricted_standard(name):
         assert container["image"] in {"pimserve", f"pimserve-ray:{__version__}"}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["base", "overlays/monitored"])
 def test_kustomize_renders(name):
     kubectl = shutil.which("kubectl")

@@ -278,6 +278,7 @@ def test_a_span_whose_list_has_become_shorter() -> None:
         span.duration_fs(3)
 
 
+@pytest.mark.medium
 @built
 def test_nothing_is_kept() -> None:
     class Fresh(dict):

@@ -121,6 +121,7 @@ BOTH = st.composite(Both)()
 CHUNKS = st.lists(st.tuples(st.integers(1, 3) | st.integers(1, 200), st.integers(0, 300)), min_size=1, max_size=5)
 
 
+@pytest.mark.medium
 @examples(1500)
 @given(BOTH, st.integers(0, 14), st.integers(0, 300), CHUNKS, st.integers(0, 5), st.integers(-300, 300))
 def test_steps_with_prompts(
@@ -131,6 +132,7 @@ def test_steps_with_prompts(
     assert both.compiled().step_fs(tuple(shape), outcome) == both.once_fs(shape) + both.rest_fs(shape, outcome)
 
 
+@pytest.mark.medium
 @examples(800)
 @given(BOTH, st.integers(1, 40), st.integers(0, 900), st.integers(1, 12), st.integers(-300, 300))
 def test_steps_that_decode(both: Both, decodes: int, context: int, most: int, outcome: int) -> None:

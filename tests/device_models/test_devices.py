@@ -147,6 +147,7 @@ def demand(model: ModelSpec, counts: np.ndarray, *, decodes: int, context: int, 
     return need
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("model_name", model_names())
 @pytest.mark.parametrize("backend", [None, "vllm", "trtllm"])
 @pytest.mark.parametrize("device_name", OPERATOR_DEVICES)

@@ -6,6 +6,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -90,6 +91,7 @@ def test_a_step_takes_what_the_naive_engine_says(
         assert mixed.prompt_step(0, decodes, decodes * mean, chunks, outputs) == (shape, whole)
 
 
+@pytest.mark.medium
 @examples(120)
 @given(plans(), st.integers(1, 12), st.integers(1, 400), st.integers(0, 11), st.integers(1, 60), st.integers(0, 300))
 def test_a_span_in_closed_form_is_its_steps(
@@ -125,6 +127,7 @@ def test_a_span_in_closed_form_is_its_steps(
 GROUPS = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 400)), min_size=2, max_size=4)
 
 
+@pytest.mark.medium
 @examples(100)
 @given(serial_plans(st.none() | expert_terms()), GROUPS, st.integers(1, 60), st.integers(0, 300))
 def test_a_span_of_groups_is_its_steps(

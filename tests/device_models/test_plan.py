@@ -129,6 +129,7 @@ def outcomes_fs(term: ExpertTerm | None, tokens: int) -> NDArray[np.int64]:
     return pools.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))[:, 0]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("experts", ["ep", "tp"])
 @pytest.mark.parametrize("tokens", [1, 16, 64, 256, 2048])
 @pytest.mark.parametrize("model", [name for name in model_names() if load_model(name).moe])

@@ -78,6 +78,7 @@ def test_slow_replicas_drift_alike() -> None:
     assert later.at(0).times_fs(40) == slow.times_fs(40)
 
 
+@pytest.mark.medium
 def test_slow_replicas_keep_no_more_tables_than_others() -> None:
     normal = pools()
     for each in (normal, SlowPools(normal, 2000)):

@@ -94,6 +94,7 @@ def never_slower(pair: tuple[dict[str, Any], dict[str, Any]], model: str, *how: 
 BACKENDS = st.sampled_from([None, "vllm", "trtllm"])
 
 
+@pytest.mark.medium
 @examples(120)
 @given(
     devices(OPERATOR_DEVICES),
@@ -108,6 +109,7 @@ def test_more_of_a_resource_never_slows_a_step(
     never_slower(pair, model, split, backend, steps=steps)
 
 
+@pytest.mark.medium
 @examples(60)
 @given(
     devices(TWO_UNITS),

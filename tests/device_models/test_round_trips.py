@@ -83,6 +83,7 @@ def test_numbers_and_columns_take_what_the_naive_schedule_says(some: Times) -> N
     assert [schedule_fs(some.numbers(step)) for step in range(len(naive))] == naive
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("slow", STAGES)
 def test_a_stage_that_just_sets_the_pace(slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages that differ a little, of which one is about as slow as it must be to work without a break: to take as long
@@ -119,6 +120,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, method: str) -> list[tuple[int, int
     return calls
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("slow", ["attention", "experts"])
 def test_what_hides_behind_a_group_takes_no_time(slow: str) -> None:
     """Attention that takes longer, within what is left to it, lengthens a step by as much at its first visit, where all

@@ -132,6 +132,7 @@ def pool(pools: ExpertPools, tokens: int) -> np.ndarray:
     return pools.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("preset", "model", "devices", "tokens"),
     [
@@ -189,6 +190,7 @@ def test_pools_depend_on_the_seed_only() -> None:
     assert not np.array_equal(first.exact(9, 1, 2), first.exact(9, 1, 3))
 
 
+@pytest.mark.medium
 def test_outcomes_are_shared_by_runs_that_are_alike_and_no_others() -> None:
     terms = [experts_of("duplex", "glam-143b", devices) for devices in (8, 4)]
     drift = Drift(10**12, 0.5)
@@ -269,6 +271,7 @@ def test_each_layer_follows_its_own_law() -> None:
     assert expert_share(rows[1], 2) == (0.0, 1.0, 1.0, 0.0)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("tokens", [3, 32, 77, 2048])
 @pytest.mark.parametrize("layers", [4, 60], ids=["all drawn", "resampled"])
 def test_pools_of_many_laws_agree_with_exact_draws(layers: int, tokens: int) -> None:

@@ -53,6 +53,7 @@ def test_times_of_any_type(tmp_path: Path, unit: str, times: object, batch: int,
     assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([5, 6, 7], [1, 2, 3])
 
 
+@pytest.mark.medium
 @given(times=st.lists(st.integers(0, 10**9), min_size=1, max_size=20).map(sorted))
 def test_both_ways_of_reading_agree(tmp_path_factory, times) -> None:
     folder = tmp_path_factory.mktemp("t")
@@ -125,6 +126,7 @@ def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
         load_trace(TraceSpec(path=str(tmp_path / "t")))
 
 
+@pytest.mark.medium
 def test_without_pyarrow_it_says_what_to_install(tmp_path: Path) -> None:
     path = tmp_path / "t"
     load(path, own())

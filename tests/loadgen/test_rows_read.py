@@ -116,6 +116,7 @@ def test_bad_lines_of_json_are_dropped_too(tmp_path: Path) -> None:
 VALUES = st.sampled_from([0, 1, 5, -1, 7.5, 6.0, "8", "x", None, True, [], 1 << 70])
 
 
+@pytest.mark.medium
 @given(
     rows=st.lists(st.tuples(st.integers(0, 9), VALUES, VALUES), min_size=1, max_size=8),
     good=st.integers(0, 8),
@@ -227,6 +228,7 @@ def test_what_is_selected_must_fit_the_clock(tmp_path: Path) -> None:
 # --- order -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("fast", [True, False])
 @given(times=st.lists(st.integers(0, 1000), min_size=1, max_size=40), base=st.sampled_from([0, 1_700_000_000]))
 def test_sorted_rows_are_those_of_a_sorted_file(tmp_path_factory, fast, times, base) -> None:

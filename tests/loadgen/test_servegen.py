@@ -136,6 +136,7 @@ def test_requests_of_clients_whose_lengths_are_missing_can_be_left_out(tmp_path:
     assert any("of 1 recorded clients" in warning for warning in part.warnings)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", [pytest.param("servegen_deepseek-r1_top12_day0.tar.gz", marks=real)])
 def test_the_slice_gives_its_rates_and_mean_lengths(name: str) -> None:
     expected = json.loads((SLICES / "expected_stats.json").read_text())[name]

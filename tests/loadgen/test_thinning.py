@@ -65,6 +65,7 @@ def test_even_spreading_is_even() -> None:
     assert spread_in_ticks(times, "none", Streams(0)) is times
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", [pytest.param("mooncake_fast25_conversation_0000-1200s.jsonl.gz", marks=real)])
 def test_a_trace_in_ticks_becomes_nearly_poisson(name: str) -> None:
     """Mooncake's counts per tick of 3 s are nearly Poisson's (variance over mean 1.10); spread, its seconds are too."""

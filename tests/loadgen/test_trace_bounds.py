@@ -77,6 +77,7 @@ def test_the_limit_of_a_line_is_exact(
         assert load(tmp_path, content, "jsonl").rows_read == 3
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("kind", "head", "part"), [("csv", CSV_HEADER, "0,1,1\n"), ("jsonl", "", JSON_ROW % 0)])
 def test_max_requests_ends_the_reading(tmp_path: Path, kind: str, head: str, part: str) -> None:
     content = bomb(head, part, 2_000) + b"what is no gzip is never reached"
@@ -86,6 +87,7 @@ def test_max_requests_ends_the_reading(tmp_path: Path, kind: str, head: str, par
     assert trace.rows_read == 100 + trace.rows_dropped["beyond max_requests"] <= 2 * MIB // len(part)
 
 
+@pytest.mark.medium
 def test_a_row_takes_some_bytes_whatever_the_file_takes(tmp_path: Path) -> None:
     """Three columns of 64 bits, and what they are copied into as they grow; of the file, a block and its parse."""
     rows = 400_000
@@ -108,6 +110,7 @@ def test_max_requests_ends_the_reading_of_what_is_selected(tmp_path: Path, monke
     assert refused(tmp_path, content, start_s=300.2, end_s=300.5, max_requests=1).startswith(message)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_empty_lines_take_no_memory(tmp_path: Path, kind: str) -> None:
     good = (CSV_HEADER + "0,1,1" if kind == "csv" else (JSON_ROW % 0)[:-1]) + "\n"
@@ -117,6 +120,7 @@ def test_empty_lines_take_no_memory(tmp_path: Path, kind: str) -> None:
         assert refused(tmp_path, content + gzip.compress(b"1,1,1\n"), kind).startswith("trace:")
 
 
+@pytest.mark.medium
 def test_a_row_whose_quotes_never_end_is_refused(tmp_path: Path) -> None:
     with held_below(80):
         message = refused(tmp_path, bomb(CSV_HEADER + '"\n', '","\n', 5))
@@ -144,6 +148,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.medium
 @given(
     kind=st.sampled_from(sorted(TEXTS)),
     block_bytes=st.integers(1, 100),

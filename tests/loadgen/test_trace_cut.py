@@ -31,6 +31,7 @@ def reread(trace, folder):
     return load_trace(TraceSpec(path=str(path)))
 
 
+@pytest.mark.medium
 @given(REQUESTS)
 def test_what_is_written_is_read_again(tmp_path_factory, requests):
     times, inputs, outputs = map(np.array, zip(*sorted(requests), strict=True))

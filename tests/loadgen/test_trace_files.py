@@ -69,6 +69,7 @@ def test_zstd_cut_short_or_damaged(tmp_path: Path) -> None:
         assert refused(path).startswith(message)
 
 
+@pytest.mark.medium
 def test_a_zstd_bomb_is_held_in_bounds(tmp_path: Path) -> None:
     path = tmp_path / "t"
     path.write_bytes(zstandard.compress(bytes(1 << 30)))

@@ -58,6 +58,7 @@ def test_azure_2024(tmp_path: Path, stamps: list[str]) -> None:
     assert trace.warnings == ()
 
 
+@pytest.mark.medium
 @given(
     gaps=st.lists(st.integers(0, 10**15), min_size=1, max_size=8),
     offset=st.sampled_from([None, "Z", 0, 60, -330, 14 * 60]),

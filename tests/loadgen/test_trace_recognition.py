@@ -149,6 +149,7 @@ def test_the_description_says_which_it_is(tmp_path: Path) -> None:
     assert described == f"1 requests; vidur trace {tmp_path / 'trace'}"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

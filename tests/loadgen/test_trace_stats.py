@@ -33,6 +33,7 @@ def write(folder, content, name="trace.csv"):
     return path
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", [pytest.param(name, marks=real) for name in NAMES])
 def test_public_slices_have_the_expected_figures_to_the_last_digit(name):
     assert document(SLICES / name) == json.loads((SLICES / "expected_stats.json").read_text())[name]
@@ -67,6 +68,7 @@ def test_a_window_has_the_figures_of_its_rows(_):
     assert window["prefix"]["unique_blocks"] == len(seen)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("_", [pytest.param(None, marks=real)])
 def test_a_window_of_failures_and_sessions(_):
     first = document(SLICES / NAMES[2], max_requests=10)

@@ -120,6 +120,7 @@ def test_csv_columns_are_read_by_name(tmp_path):
     )
 
 
+@pytest.mark.medium
 @given(
     st.lists(
         st.tuples(st.integers(0, 9 * 10**18), st.integers(1, 10**7), st.integers(1, 10**7)), min_size=1, max_size=30
@@ -179,6 +180,7 @@ def test_relative_path_is_also_tried_in_the_traces_directory(tmp_path, monkeypat
     assert load("only_there.csv").rows_read == 10
 
 
+@pytest.mark.medium
 def test_reading_is_fast(tmp_path):
     rng = np.random.default_rng(0)
     n = 200_000
@@ -271,6 +273,7 @@ BODIES = {
 }
 
 
+@pytest.mark.medium
 @given(
     kind=st.sampled_from(sorted(BODIES)),
     edits=st.lists(st.tuples(st.integers(0, 150), st.sampled_from('0123456789,.\n -+eTZ:\r\t\0"#n')), max_size=3),

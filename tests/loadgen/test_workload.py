@@ -294,6 +294,7 @@ def test_spec_round_trips_and_has_a_schema_with_descriptions():
             assert "description" in field or name == "kind", name
 
 
+@pytest.mark.medium
 def test_import_pulls_in_nothing_heavy():
     code = "import sys, pimserve.loadgen.workload; print(*{m.split('.')[0] for m in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

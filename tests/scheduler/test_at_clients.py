@@ -1,6 +1,7 @@
 """What waits at clients at any moment, against when each request was sent and answered, one by one."""
 
 import numpy as np
+import pytest
 from hypothesis import Phase, given
 from hypothesis import strategies as st
 
@@ -33,6 +34,7 @@ def moments(shares, over_ps):
     return [round(share * int(over_ps.max())) for share in shares]
 
 
+@pytest.mark.medium
 @FEW
 @given(dependent(["cap"]), SHARES)
 def test_who_is_due_and_was_not_sent_waits(case, shares):
@@ -45,6 +47,7 @@ def test_who_is_due_and_was_not_sent_waits(case, shares):
         assert at(run, now_ps) == AtClients(requests_waiting=int(waits.sum()))
 
 
+@pytest.mark.medium
 @FEW
 @given(dependent(["users"]), SHARES)
 def test_users_think_from_an_answer_until_they_send_if_they_will(case, shares):
@@ -59,6 +62,7 @@ def test_users_think_from_an_answer_until_they_send_if_they_will(case, shares):
         assert at(run, now_ps) == AtClients(users_thinking=min(users - unanswered, to_come))
 
 
+@pytest.mark.medium
 @FEW
 @given(dependent(["sessions"]), SHARES)
 def test_sessions_are_active_from_their_first_request_to_their_last_answer(case, shares):
@@ -76,6 +80,7 @@ def test_sessions_are_active_from_their_first_request_to_their_last_answer(case,
         assert at(run, now_ps) == AtClients(sessions_active=active, sessions_thinking=thinking)
 
 
+@pytest.mark.medium
 @FEW
 @given(dependent(["active sessions"]), SHARES)
 def test_first_turns_wait_while_enough_sessions_are_active(case, shares):

@@ -361,6 +361,7 @@ def test_requests_tokens_and_replicas_are_conserved(scaled: Scaled) -> None:
     assert found["replica_s"] <= scaled.replicas * served.end_s * (1 + 1e-12)
 
 
+@pytest.mark.medium
 @examples(10)
 @given(scaled(), LENGTHS, st.integers(0, 1000))
 def test_windows_shards_and_interruptions_do_not_matter(scaled: Scaled, lengths: list[int], at: int) -> None:
@@ -379,6 +380,7 @@ def test_windows_shards_and_interruptions_do_not_matter(scaled: Scaled, lengths:
     assert (digest(continued.served), continued.summary()) == found[1:]
 
 
+@pytest.mark.medium
 @examples(10)
 @given(pooled(COSTS, max_time_fs=None), st.data(), LENGTHS)
 def test_so_with_pools(pools: Pooled, data: st.DataObject, lengths: list[int]) -> None:

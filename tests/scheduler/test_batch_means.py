@@ -37,6 +37,7 @@ def one_after_the_other(rng, memory=0.9):
     return found
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("made", "figure", "interval", "truth", "least"),
     [
@@ -138,6 +139,7 @@ def test_energy_of_batches_is_all_the_energy(example):
         assert energy_nj.sum() == pytest.approx(sum(log.energy_pj.values()) / 1000, rel=1e-6, abs=len(tokens) * 4096)
 
 
+@pytest.mark.medium
 def test_intervals_of_a_run_hold_the_figures_of_other_seeds():
     sets = [
         *("model=llama-3.1-8b", "cluster={device: h100, devices_per_node: 1}", "slo.ttft_s=0.05"),

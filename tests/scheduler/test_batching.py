@@ -85,6 +85,7 @@ def test_between_the_two_a_prompt_shares_a_step_with_decodes() -> None:
         assert itl_ps(result) == [(136, 2), (206, 2), (123, 1)]
 
 
+@pytest.mark.medium
 @examples(100)
 @given(
     st.lists(st.tuples(st.integers(1, 20), st.integers(2, 30)), min_size=1, max_size=6),
@@ -183,6 +184,7 @@ def test_experts_follow_the_number_of_all_steps(batching: str, mode: str) -> Non
         assert step.duration_fs - dense == drawn
 
 
+@pytest.mark.medium
 @examples(100)
 @given(batching_cases())
 def test_prompts_and_decodes_share_no_step(case: Case) -> None:

@@ -51,6 +51,7 @@ def figures(served: Served, slo: SloSpec) -> Figures:
     return summarize(served, Objectives.of(slo, served.workload.classes), Hardware(1))
 
 
+@pytest.mark.medium
 @examples(150)
 @given(
     st.lists(REQUEST, min_size=1, max_size=25),

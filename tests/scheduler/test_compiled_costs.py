@@ -70,6 +70,7 @@ def _told(ask: Callable[[], T]) -> T | None:
         return None
 
 
+@pytest.mark.medium
 @examples(400)
 @given(pairs(SERIAL | MIXED), st.lists(prompt_steps(), min_size=1, max_size=6))
 def test_steps_with_prompts(pair: tuple[ReplicaCosts, ReplicaCosts], steps: list[tuple]) -> None:
@@ -78,6 +79,7 @@ def test_steps_with_prompts(pair: tuple[ReplicaCosts, ReplicaCosts], steps: list
         assert one == other
 
 
+@pytest.mark.medium
 @examples(400)
 @given(
     pairs(SERIAL | MIXED),
@@ -114,6 +116,7 @@ def test_spans_of_decode_steps(
             assert times[reached[0] - 1] == reached[1] >= limit_fs
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "example", ["mixtral_duplex", "mixtral_duplex_aimc", "deepseek_gpu_attention_aimc_experts", "deepseek_mtp"]
 )

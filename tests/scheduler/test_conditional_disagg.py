@@ -118,6 +118,7 @@ def conditional(draw: st.DrawFn) -> Pooled:
     return replace(pools, case=case, decode=replace(pools.decode, conditional=draw(RULES)))
 
 
+@pytest.mark.medium
 @examples(40)
 @given(conditional())
 def test_requests_tokens_and_bytes_are_conserved(pools: Pooled) -> None:
@@ -156,6 +157,7 @@ def test_requests_tokens_and_bytes_are_conserved(pools: Pooled) -> None:
         assert row["arrival_ps"] <= row["first_scheduled_ps"] < row["first_token_ps"] <= row["finish_ps"]
 
 
+@pytest.mark.medium
 @examples(25)
 @given(conditional(), LENGTHS)
 def test_windows_and_shards_do_not_matter(pools: Pooled, lengths: list[int]) -> None:
@@ -167,6 +169,7 @@ def test_windows_and_shards_do_not_matter(pools: Pooled, lengths: list[int]) -> 
         assert (spans(run), digest(run.served), run.summary()) == found
 
 
+@pytest.mark.medium
 @examples(15)
 @given(conditional(), LENGTHS, st.integers(0, 1000))
 def test_an_interrupted_run_goes_on_to_the_same_bits(pools: Pooled, lengths: list[int], at: int) -> None:
@@ -215,6 +218,7 @@ EVENTS = st.lists(
 )
 
 
+@pytest.mark.medium
 @examples(30)
 @given(conditional(), EVENTS, LENGTHS)
 def test_failures_lose_no_request_and_change_no_bit_by_windows(

@@ -39,6 +39,7 @@ PLAN = CostPlan(
 GROUPS = serial_plans(st.none() | expert_terms()).filter(lambda plan: plan.data_parallel > 1)
 
 
+@pytest.mark.medium
 @examples(40)
 @given(cases(GROUPS))
 def test_no_group_has_more_than_its_own(case: Case) -> None:
@@ -143,12 +144,14 @@ def balanced(draw: st.DrawFn) -> Case:
     return case
 
 
+@pytest.mark.medium
 @examples(150)
 @given(balanced())
 def test_groups_that_wait_with_prompts_do_as_the_reference(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @examples(25)
 @given(balanced(), LENGTHS, st.integers(0, 1000))
 def test_windows_and_interruptions_do_not_matter_to_groups_that_wait(case: Case, lengths: list[int], at: int) -> None:

@@ -58,6 +58,7 @@ def test_users_of_pools_go_on_in_the_order_of_answers(case: Dependent) -> None:
     _same_as_script(case)
 
 
+@pytest.mark.medium
 @examples(60)
 @given(dependent())
 def test_they_are_as_those_of_an_open_loop_that_arrive_when_they_are_sent(case: Dependent) -> None:
@@ -104,6 +105,7 @@ def _holding(kind: type[ReplicaEngine]) -> Any:
     return patch.object(kind, "advance", held)
 
 
+@pytest.mark.medium
 @examples(60)
 @given(st.one_of(dependent(), dependent(["users"], pooled=True)), LENGTHS, st.integers(1, 2))
 def test_nobody_leaves_before_the_time_that_an_engine_tells(case: Dependent, lengths: list[int], shards: int) -> None:
@@ -115,6 +117,7 @@ def test_nobody_leaves_before_the_time_that_an_engine_tells(case: Dependent, len
         )
 
 
+@pytest.mark.medium
 @examples(60)
 @given(swapping_cases() | speculative_cases() | speculative_cases(elsewhere=True) | cases(mixed_plans()), LENGTHS)
 def test_nor_where_steps_verify_drafts_or_wait_for_copies_or_go_round(case: Case, lengths: list[int]) -> None:
@@ -137,6 +140,7 @@ def test_who_was_preempted_may_need_fewer_steps_than_any_output_has_tokens() -> 
     assert served.table["finish_ps"].tolist() == [80 * 10**9, 120 * 10**9]
 
 
+@pytest.mark.medium
 @examples(40)
 @given(dependent(["active sessions"]))
 def test_no_more_sessions_are_active_than_may_be(case: Dependent) -> None:
@@ -155,6 +159,7 @@ def test_no_more_sessions_are_active_than_may_be(case: Dependent) -> None:
     assert active.max(initial=0) <= load.max_active_sessions
 
 
+@pytest.mark.medium
 @examples(30)
 @given(dependent(), LENGTHS, st.integers(1, 3), st.integers(0, 1000))
 def test_windows_shards_and_interruptions_do_not_matter(
@@ -173,6 +178,7 @@ def test_windows_shards_and_interruptions_do_not_matter(
     assert np.array_equal(continued.table, run.table)
 
 
+@pytest.mark.medium
 @examples(150)
 @given(dependent(["sessions", "active sessions"]), st.integers(1, 3))
 def test_windows_of_several_shards_end_before_anybody_may_follow(case: Dependent, shards: int) -> None:
@@ -183,6 +189,7 @@ def test_windows_of_several_shards_end_before_anybody_may_follow(case: Dependent
     assert np.array_equal(apart.table, run.table)
 
 
+@pytest.mark.medium
 @examples(30)
 @given(dependent(["sessions", "active sessions"]), st.integers(10, 300), st.integers(0, 1000), st.booleans())
 def test_a_shard_that_routes_who_follows_goes_on_where_it_was_interrupted(
@@ -202,6 +209,7 @@ def test_a_shard_that_routes_who_follows_goes_on_where_it_was_interrupted(
         assert np.array_equal(same.table, run.table)
 
 
+@pytest.mark.medium
 @examples(20)
 @given(dependent(), st.integers(1, 4), st.sampled_from([ScaleRate(3.0), Inject((5, 7), (2, 1), delay_s=0.01)]))
 def test_commands_leave_who_waits_for_whom(case: Dependent, window: int, command: ScaleRate | Inject) -> None:
@@ -311,6 +319,7 @@ def test_a_rejected_turn_has_ended_as_it_arrived() -> None:
         assert served.table["status"].tolist() == [FINISHED, REJECTED, FINISHED]
 
 
+@pytest.mark.medium
 @examples(60)
 @given(cases() | batching_cases(cases(least=MANY)), st.data())
 def test_the_engine_equals_the_naive_one(case: Case, data: st.DataObject) -> None:
@@ -345,6 +354,7 @@ def test_the_engine_equals_the_naive_one(case: Case, data: st.DataObject) -> Non
     assert gaps.state()["sum_fs"] == sum(gap * weight for gap, weight in expected.itl)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("users", "think_s"), [(1, 1.0), (4, 5.0), (12, 8.0)])
 def test_a_closed_loop_is_the_machine_repair_model(users: int, think_s: float) -> None:
     """Throughput of M/M/1//N: users who think exponentially, and one server of exponential times, first come first."""

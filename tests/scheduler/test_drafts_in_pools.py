@@ -77,6 +77,7 @@ def drafting(draw: st.DrawFn) -> Pooled:
     return replace(plain, case=case, decode=decode)
 
 
+@pytest.mark.medium
 @examples(40)
 @given(drafting(), LENGTHS, st.integers(0, 1000))
 def test_drafts_in_pools_lose_no_token_and_change_no_bit_by_windows(pools: Pooled, lengths: list[int], at: int) -> None:

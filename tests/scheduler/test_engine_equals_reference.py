@@ -30,36 +30,42 @@ from .swapping_strategies import swapping_cases
 OTHERS_WITH_TIERS = shedding_cases(tier_cases()) | speculative_cases().filter(lambda case: bool(case.tiers))
 
 
+@pytest.mark.medium
 @examples(200)
 @given(cases())
 def test_same_steps_and_same_requests(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @examples(200)
 @given(prefix_cases())
 def test_same_with_a_prefix_cache(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @examples(300)
 @given(windowed_prefix_cases())
 def test_same_with_a_prefix_cache_and_attention_windows(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @examples(60)
 @given(tier_cases())
 def test_same_with_tiers(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @examples(150)
 @given(tier_cases(windowed=True))
 def test_same_with_tiers_and_attention_windows(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @examples(100)
 @given(shared_tier_cases(tier_cases() | tier_cases(windowed=True)) | shared_tier_cases(OTHERS_WITH_TIERS))
 def test_same_where_replicas_share_a_tier(alike: list[Case]) -> None:
@@ -83,18 +89,21 @@ def test_same_where_replicas_share_a_tier(alike: list[Case]) -> None:
         compare(case, result, log, table, engine)
 
 
+@pytest.mark.medium
 @examples(120)
 @given(speculative_cases())
 def test_same_with_drafts_to_verify(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @examples(120)
 @given(speculative_cases(elsewhere=True))
 def test_same_with_drafts_to_verify_and_experts_on_devices_of_their_own(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @examples(60)
 @given(speculative_cases(elsewhere=True))
 def test_one_micro_batch_over_no_link_takes_what_one_group_of_devices_takes(case: Case) -> None:
@@ -115,6 +124,7 @@ def test_one_micro_batch_over_no_link_takes_what_one_group_of_devices_takes(case
     assert log.energy_pj == other_log.energy_pj
 
 
+@pytest.mark.medium
 @examples(60)
 @given(
     received_cases(cases() | prefix_cases() | windowed_prefix_cases())
@@ -125,12 +135,14 @@ def test_same_where_requests_bring_their_kv_cache(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @examples(60)
 @given(swapping_cases())
 def test_same_where_blocks_of_preempted_requests_go_to_host_memory(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @examples(60)
 @given(shedding_cases() | shedding_cases(prefix_cases()) | shedding_cases(tier_cases()))
 def test_same_where_requests_are_rejected_as_they_arrive(case: Case) -> None:
@@ -138,36 +150,42 @@ def test_same_where_requests_are_rejected_as_they_arrive(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @examples(300)
 @given(batching_cases())
 def test_same_where_prompts_have_steps_of_their_own(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @examples(150)
 @given(batching_cases(prefix_cases()) | batching_cases(windowed_prefix_cases()))
 def test_same_where_prompts_have_steps_of_their_own_and_a_prefix_cache(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @examples(100)
 @given(batching_cases(shedding_cases()) | batching_cases(shedding_cases(prefix_cases())))
 def test_same_where_prompts_have_steps_of_their_own_and_requests_are_rejected(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @examples(30)
 @given(batching_cases(cases(mixed_plans())))
 def test_same_where_prompts_have_steps_of_their_own_and_experts_devices(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @examples(80)
 @given(cases(mixed_plans()))
 def test_same_with_experts_on_devices_of_their_own(case: Case) -> None:
     assert_equal(case)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "overrides",
     [

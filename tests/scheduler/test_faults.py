@@ -156,6 +156,7 @@ def test_faults_that_make_no_sense(changes: dict[str, Any], message: str) -> Non
         serve([(0.0, 5, 5)], **changes)
 
 
+@pytest.mark.medium
 def test_random_failures_have_the_mean_that_they_should() -> None:
     def times(devices: list[int], count: int, seed: int = 3) -> list[int]:
         faults = Faults(spec(mtbf_s=100.0, repair_s=10.0), devices, seed)
@@ -239,6 +240,7 @@ def faulty(draw: st.DrawFn, of: st.SearchStrategy[Case] | None = None, *, ever: 
     )
 
 
+@pytest.mark.medium
 @examples(40)
 @given(faulty(ever=False))
 def test_requests_and_tokens_are_conserved(faulty: Faulty) -> None:
@@ -260,6 +262,7 @@ def test_requests_and_tokens_are_conserved(faulty: Faulty) -> None:
         assert prefilled == done["input_tokens"].sum()
 
 
+@pytest.mark.medium
 @examples(30)
 @given(faulty())
 def test_nobody_is_lost_where_replicas_do_not_come_back(faulty: Faulty) -> None:
@@ -271,6 +274,7 @@ def test_nobody_is_lost_where_replicas_do_not_come_back(faulty: Faulty) -> None:
     assert (waiting["emitted_tokens"] < waiting["output_tokens"]).all()
 
 
+@pytest.mark.medium
 @examples(30)
 @given(faulty())
 def test_time_is_monotone_and_no_effect_comes_before_its_cause(faulty: Faulty) -> None:
@@ -303,6 +307,7 @@ def down_times(served: Served) -> Sequence[tuple[int, int, int]]:
     return [(replica, since, until if until >= 0 else 2**200) for replica, since, until in down]
 
 
+@pytest.mark.medium
 @examples(30)
 @given(faulty())
 def test_the_recorded_slowdowns_give_the_steps_again(faulty: Faulty) -> None:
@@ -347,6 +352,7 @@ def test_a_fault_while_requests_wait_in_vain_is_part_of_the_run_however_it_is_cu
         assert [event["kind"] for event in told(served)["events"]] == ["fail", "slow"]
 
 
+@pytest.mark.medium
 @examples(30)
 @given(faulty(), LENGTHS)
 def test_windows_and_shards_do_not_matter(faulty: Faulty, lengths: list[int]) -> None:
@@ -361,6 +367,7 @@ def test_windows_and_shards_do_not_matter(faulty: Faulty, lengths: list[int]) ->
         assert (spans(run), digest(run.served), run.summary()) == found
 
 
+@pytest.mark.medium
 @examples(30)
 @given(faulty(), LENGTHS, st.integers(0, 1000))
 def test_an_interrupted_run_goes_on_to_the_same_bits(faulty: Faulty, lengths: list[int], at: int) -> None:

@@ -15,6 +15,7 @@ def gaps_of(seed: int, n: int = 3000) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return np.sort(rng.integers(0, 20 * n, n)), rng.lognormal(28, 1, n).astype(np.int64), rng.integers(1, 64, n)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("n", "cut"), [(400, 1), (3000, 7), (3000, 250), (3000, 3000)])
 def test_nothing_hangs_on_how_they_come(n: int, cut: int) -> None:
     columns = gaps_of(1, n)

@@ -84,6 +84,7 @@ def test_windows_and_interruptions_do_not_matter(
         assert figures(other) == figures(whole)
 
 
+@pytest.mark.medium
 @examples(60)
 @given(ROWS, st.integers(100, 300), TIERS, LENGTHS, st.integers(1, 3), st.none() | st.integers(0, 400), GROUPS)
 def test_blocks_are_conserved(

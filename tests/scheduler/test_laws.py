@@ -85,6 +85,7 @@ def test_kv_blocks_stay_within_capacity(run: Run) -> None:
         assert 0 <= use["mean_use"] <= use["peak_use"] + 1e-12
 
 
+@pytest.mark.medium
 @examples(40)
 @given(runs())
 def test_time_is_monotone_and_adds_up(run: Run) -> None:
@@ -108,6 +109,7 @@ def test_time_is_monotone_and_adds_up(run: Run) -> None:
     assert run.served.end_s == end_fs / FS_PER_S
 
 
+@pytest.mark.medium
 @examples(40)
 @given(runs())
 def test_no_effect_before_its_cause(run: Run) -> None:
@@ -142,6 +144,7 @@ def test_no_replica_idles_while_a_request_waits(run: Run) -> None:
                 assert not ((mine["arrival_ps"] < idle_to) & unfinished).any()
 
 
+@pytest.mark.medium
 @examples(60)
 @given(runs())
 def test_littles_law(run: Run) -> None:
@@ -159,6 +162,7 @@ def test_littles_law(run: Run) -> None:
     assert integral == times.sum()
 
 
+@pytest.mark.medium
 @examples(60)
 @given(runs(max_time_fs=None))
 def test_littles_law_of_the_batch(run: Run) -> None:
@@ -217,6 +221,7 @@ def test_a_closed_loop_keeps_its_concurrency(run: Run) -> None:
             assert in_flight == clients or not more_to_come
 
 
+@pytest.mark.medium
 @examples(40)
 @given(cases(), REPLICAS, ROUTERS, st.integers(1, 5))
 def test_where_the_log_is_cut_does_not_matter(case: Case, replicas: int, router: str, rows_per_flush: int) -> None:
@@ -241,6 +246,7 @@ def test_where_the_log_is_cut_does_not_matter(case: Case, replicas: int, router:
     assert cut.summary() == whole.summary()
 
 
+@pytest.mark.medium
 @examples(40)
 @given(runs(max_time_fs=None), st.integers(2, 7))
 def test_the_order_in_which_replicas_run_does_not_matter(run: Run, slices: int) -> None:
@@ -310,6 +316,7 @@ print(serve(prepare(load_scenario(None, sys.argv[1:])))[0].digest)
 """
 
 
+@pytest.mark.medium
 def test_the_same_seed_gives_the_same_bits_in_any_process() -> None:
     from pimserve.cluster.scenario.document import load_scenario  # noqa: PLC0415
     from pimserve.cluster.scenario.prepared import prepare  # noqa: PLC0415

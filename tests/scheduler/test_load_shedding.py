@@ -120,6 +120,7 @@ def test_what_a_tier_spares_counts_with_the_rest_of_its_prompt() -> None:
     assert rejected(cached(load(rows), 30 * 4, early_rejection_ttft_s=0.0099, **how)) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("router", ["least_tokens", "least_kv", "session_affinity", *BY_PREFIXES])
 def test_a_limit_that_never_bites_changes_no_bit(router: str) -> None:
     """Three come in each step of 10 ms, so that the router has to see those that came while it was under way."""
@@ -135,6 +136,7 @@ def test_a_limit_that_never_bites_changes_no_bit(router: str) -> None:
         kept.first = 5
 
 
+@pytest.mark.medium
 @examples(60)
 @given(CASES, REPLICAS, ROUTERS, LENGTHS, st.integers(0, 100))
 def test_windows_shards_and_interruptions_do_not_matter(

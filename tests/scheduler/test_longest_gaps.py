@@ -44,6 +44,7 @@ def test_ranges_of_spans_wherever_they_are_cut(data: st.DataObject, spans: list[
     assert LongestGaps.of_all([gaps], len(spans)).tolist() == expected.tolist()
 
 
+@pytest.mark.medium
 @examples(30)
 @given(cases(), REPLICAS, ROUTERS)
 def test_every_gap_is_at_most_the_longest(case: Case, replicas: int, router: str) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ def mixed_plans(draw: st.DrawFn) -> CostPlan:
     return draw(mixed(replace(plan, decode=decode, experts=experts, micro_batches=None)))
 
 
+@pytest.mark.medium
 @examples(150)
 @given(
     mixed_plans(),

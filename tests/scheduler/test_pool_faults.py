@@ -235,6 +235,7 @@ class Watched(Windows):
             assert state.up or not (state.running or state.waiting or state.kv_blocks_used)
 
 
+@pytest.mark.medium
 @examples(40)
 @given(faulty(ever=False), LENGTHS)
 def test_requests_tokens_and_bytes_are_conserved(faulty: Faulty, lengths: list[int]) -> None:
@@ -265,6 +266,7 @@ def test_requests_tokens_and_bytes_are_conserved(faulty: Faulty, lengths: list[i
         assert handover["bytes"] == sum(faulty.pools.decode.link.size(int(row["input_tokens"])) for row in moved)
 
 
+@pytest.mark.medium
 @examples(40)
 @given(faulty(), LENGTHS)
 def test_nobody_is_lost_where_replicas_do_not_come_back(faulty: Faulty, lengths: list[int]) -> None:
@@ -303,6 +305,7 @@ def test_time_is_monotone_and_no_effect_comes_before_its_cause(faulty: Faulty) -
             assert begin + row.duration_fs <= since or begin >= until
 
 
+@pytest.mark.medium
 @examples(40)
 @given(faulty(), LENGTHS)
 def test_windows_and_shards_do_not_matter(faulty: Faulty, lengths: list[int]) -> None:
@@ -313,6 +316,7 @@ def test_windows_and_shards_do_not_matter(faulty: Faulty, lengths: list[int]) ->
         assert (spans(run), digest(run.served), run.summary()) == found
 
 
+@pytest.mark.medium
 @examples(40)
 @given(faulty(), LENGTHS, st.integers(0, 1000))
 def test_an_interrupted_run_goes_on_to_the_same_bits(faulty: Faulty, lengths: list[int], at: int) -> None:

@@ -187,6 +187,7 @@ def test_requests_tokens_and_bytes_are_conserved(pools: Pooled) -> None:
     assert abs(gaps - lived) <= 2 * FS_PER_PS * len(done)
 
 
+@pytest.mark.medium
 @examples(30)
 @given(pooled())
 def test_kv_blocks_stay_within_capacity_and_time_is_monotone(pools: Pooled) -> None:
@@ -231,6 +232,7 @@ def test_no_effect_before_its_cause(pools: Pooled) -> None:
     assert all(wait >= 0 for wait in run.served.handovers.waits_ps)
 
 
+@pytest.mark.medium
 @examples(25)
 @given(pooled(), LENGTHS)
 def test_windows_and_shards_do_not_matter(pools: Pooled, lengths: list[int]) -> None:

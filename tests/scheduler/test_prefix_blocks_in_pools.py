@@ -168,6 +168,7 @@ def test_decode_replicas_hold_once_what_requests_share(groups: tuple[int, int], 
     assert served.logs[1].peak_blocks == 20 + 19 - shared
 
 
+@pytest.mark.medium
 def test_a_router_that_goes_by_events_hears_nothing_of_who_decodes() -> None:
     """Which forgets blocks, too, also those that it had before it was asked for the first time."""
     kept = Kept()
@@ -200,6 +201,7 @@ def test_what_nobody_shares_changes_nothing_in_pools() -> None:
 FAILURES = st.lists(st.tuples(st.integers(0, 600), st.integers(0, 3)), max_size=2)
 
 
+@pytest.mark.medium
 @examples(12)
 @given(ROWS, st.integers(25, 100), LENGTHS, FAILURES, st.integers(0, 1000), st.just(()) | TIERS, GROUPS)
 def test_windows_shards_and_interruptions_do_not_matter(

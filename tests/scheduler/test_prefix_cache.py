@@ -128,6 +128,7 @@ def check_windows(state: dict[str, Any], groups: KvGroups, here: set[int]) -> No
     assert all(len(window.ids) <= window.blocks <= most for window in windows.values())
 
 
+@pytest.mark.medium
 @examples(60)
 @given(
     ROWS,

@@ -59,6 +59,7 @@ def test_one_at_a_time_with_room_for_all_finds_all_that_there_is(rows: list[tupl
     assert hit_tokens(run(workload, 4000)) == ideal_tokens(workload, SPEC.block_size)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", [pytest.param(name, marks=real) for name in NAMES])
 def test_served_traces_hit_at_most_the_published_share(name: str) -> None:
     """With room for all, all full blocks that there are; the published share has partial ones too."""

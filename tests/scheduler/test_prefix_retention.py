@@ -99,6 +99,7 @@ def test_outputs_are_kept_where_the_interval_ends() -> None:
 # --- laws ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @examples(60)
 @given(PATHS, st.integers(1, 4), windows(30), st.integers(1, 6), st.sampled_from([None, 5]))
 def test_fewer_blocks_of_windows_never_find_more_where_there_is_room(

@@ -49,6 +49,7 @@ def told(state: Mapping[str, Any], replica: int, tier: int, interval_s: float) -
     return blocks
 
 
+@pytest.mark.medium
 @examples(40)
 @given(ROWS, LENGTHS, INTERVALS, st.lists(st.tuples(st.integers(0, 400), st.integers(0, 2)), max_size=2), TIERS, GROUPS)
 def test_what_is_told_of_blocks_is_what_caches_and_tiers_have(
@@ -76,6 +77,7 @@ def test_what_is_told_of_blocks_is_what_caches_and_tiers_have(
                 assert told(state, replica, tier, interval_s) == {block for block in there["blocks"] if block >= 0}
 
 
+@pytest.mark.medium
 @examples(40)
 @given(ROWS, SETTINGS, INTERVALS, TIERS | st.just(()), LENGTHS, st.integers(0, 1000))
 def test_windows_and_interruptions_do_not_matter(

@@ -78,6 +78,7 @@ def test_each_request_waits_as_in_a_single_server(kind: str) -> None:
     assert (served.table["finish_ps"] - served.table["first_scheduled_ps"] == service_ps).all()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("kind", "load", "n"),
     [
@@ -103,6 +104,7 @@ def test_mean_waits_are_those_of_pollaczek_and_khinchine(kind: str, load: float,
     assert abs(figures.latency_s.queue.mean - expected_s) < 2 * width_s
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("clients", "servers"), [(1, 1), (7, 1), (3, 4), (4, 4), (20, 4)])
 def test_a_closed_loop_is_the_machine_repair_model(clients: int, servers: int) -> None:
     """Each client sends its next request when the last one ends: of `servers` at work, none rests while one waits.

@@ -285,6 +285,7 @@ def test_experts_follow_the_step_index(mode: str) -> None:
     assert len(set(extra)) > 1
 
 
+@pytest.mark.medium
 @examples(120)
 @given(cases())
 def test_laws(case: Case) -> None:

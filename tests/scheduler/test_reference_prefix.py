@@ -156,6 +156,7 @@ def test_an_oracle_reserves_what_is_hit() -> None:
     assert result.hit_tokens == [0, 2]
 
 
+@pytest.mark.medium
 @examples(100)
 @given(prefix_cases())
 def test_laws(case: Case) -> None:
@@ -173,6 +174,7 @@ def test_laws(case: Case) -> None:
             assert result.queries == sum(row.input_tokens for row in result.requests if row.emitted_tokens)
 
 
+@pytest.mark.medium
 @examples(60)
 @given(prefix_cases())
 def test_one_at_a_time_with_room_for_all_finds_all_that_was_before(case: Case) -> None:
@@ -196,6 +198,7 @@ def test_one_at_a_time_with_room_for_all_finds_all_that_was_before(case: Case) -
         known.update(ids[: (row.input_tokens + row.output_tokens - 1) // case.block_size])
 
 
+@pytest.mark.medium
 @examples(60)
 @given(prefix_cases())
 def test_without_ids_nothing_changes(case: Case) -> None:
@@ -205,6 +208,7 @@ def test_without_ids_nothing_changes(case: Case) -> None:
     assert replace(result, queries=0, queries_again=0, hit_tokens=[]) == plain
 
 
+@pytest.mark.medium
 @examples(60)
 @given(prefix_cases(shared=False))
 def test_what_nobody_shares_changes_no_steps(case: Case) -> None:

@@ -42,6 +42,7 @@ STORES = st.builds(store, st.none() | st.integers(0, 80), st.sampled_from([0, 0.
 TIERS = st.tuples(STORES) | st.tuples(st.builds(tier, st.just("host"), st.integers(0, 40), write=WRITES), STORES)
 
 
+@pytest.mark.medium
 @examples(60)
 @given(
     ROWS,
@@ -71,6 +72,7 @@ def test_windows_and_interruptions_do_not_matter(
         assert figures(other) == figures(whole)
 
 
+@pytest.mark.medium
 @examples(30)
 @given(ROWS, st.integers(25, 100), TIERS, LENGTHS, st.integers(0, 1000), FAILURES, GROUPS)
 def test_nor_in_pools_and_with_replicas_that_fail(
@@ -93,6 +95,7 @@ def test_nor_in_pools_and_with_replicas_that_fail(
         assert figures(other) == expected
 
 
+@pytest.mark.medium
 @examples(60)
 @given(ROWS, st.integers(100, 300), TIERS, LENGTHS, st.integers(1, 3), st.none() | st.integers(0, 400), GROUPS)
 def test_blocks_are_conserved(

@@ -40,6 +40,7 @@ def test_first_reaching_finds_the_first(
     assert span.first_reaching(limit, most, lasts[-1]) == (expected, lasts[expected])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "mixtral-8x7b"])
 @pytest.mark.parametrize("memory", [0.9, None])
 def test_lazy_advancing_changes_nothing(model: str, memory: float | None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,7 @@ FAIR = ["scheduler.policy=vtc", "workload.classes=[{name: chat, share: 2}, {name
 IN_GROUPS = ["cluster.tensor_parallel=2", "scheduler.kv_blocks=140"]
 
 
+@pytest.mark.medium
 @examples(12)
 @given(
     LENGTHS,

@@ -61,6 +61,7 @@ def states(system: str, load: float, n: int, process: str = "poisson") -> Counte
     return Counter(summary(arrivals(rate, n, seed, process), system, seed)["stability"] for seed in SEEDS)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("load", [0.5, 0.7, 0.9])
 def test_long_runs_below_the_capacity_are_steady(system: str, load: float) -> None:
@@ -69,6 +70,7 @@ def test_long_runs_below_the_capacity_are_steady(system: str, load: float) -> No
     assert found[STEADY] >= len(SEEDS) - 1
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("load", [1.1, 1.3, 2.5])
 def test_long_runs_above_the_capacity_are_saturated(system: str, load: float) -> None:
@@ -85,6 +87,7 @@ def test_the_more_overloaded_the_sooner_it_is_saturated(system: str, n: int, loa
     assert states(system, load, n)[SATURATED] == len(SEEDS)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("n", [600, 2000, 4000])
 @pytest.mark.parametrize("load", [1.04, 1.06])
@@ -98,6 +101,7 @@ def test_short_runs_above_the_capacity_are_never_steady(system: str, n: int, loa
     assert states(system, load, n)[STEADY] == 0
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("n", [1, 20, 100, 250, 600, 2000])
 def test_short_runs_below_the_capacity_are_hardly_ever_saturated(system: str, n: int) -> None:
@@ -114,6 +118,7 @@ def test_a_backlog_among_the_running_requests_is_one() -> None:
     assert found["stability"] == TOO_SHORT
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("load", [0.5, 2.5])
 def test_bursty_arrivals(load: float) -> None:
     found = states("four servers", load, 8000, "gamma")

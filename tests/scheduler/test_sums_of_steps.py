@@ -13,6 +13,7 @@ from tests.scheduler.law_runs import Run, runs
 from .reference_mixed import dealt
 
 
+@pytest.mark.medium
 @examples(60)
 @given(runs())
 def test_row_terms_are_the_sums_of_their_steps(run: Run) -> None:
@@ -61,6 +62,7 @@ def row_energy_pj(run: Run) -> Counter[tuple[str, str]]:
     return found
 
 
+@pytest.mark.medium
 @examples(40)
 @given(runs())
 def test_time_and_energy_are_the_sums_of_their_parts(run: Run) -> None:

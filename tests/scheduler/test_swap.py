@@ -74,6 +74,7 @@ def test_without_room_in_the_space_all_is_computed_again() -> None:
     assert plain.table["finish_ps"][1] == 10**10 * (40 + 1 + 40 - 19 - 1)  # the prompt again, with a token
 
 
+@pytest.mark.medium
 @examples(40)
 @given(swapping_cases(cases(serial_plans(st.none()))), REPLICAS, LENGTHS, st.integers(0, 100))
 def test_windows_shards_and_interruptions_do_not_matter(

@@ -126,6 +126,7 @@ class Counter(Windows):
             assert state.kv_usage > 0 or not state.running
 
 
+@pytest.mark.medium
 @examples(60)
 @given(cases(), st.integers(1, 3), ROUTERS, LENGTHS)
 def test_tokens_in_flight_are_those_of_all_requests(case: Case, replicas: int, router: str, lengths: list[int]) -> None:
@@ -139,6 +140,7 @@ def test_tokens_in_flight_are_those_of_all_requests(case: Case, replicas: int, r
     Run(replace(case, max_time_fs=None), replicas, router, deployment=Deployment(control=control, shards=shards))
 
 
+@pytest.mark.medium
 @examples(80)
 @given(cases(), st.integers(2, 4), st.sampled_from(LOOKING), INTERVALS, st.data())
 def test_no_router_knows_how_long_outputs_will_be(
@@ -197,6 +199,7 @@ def test_a_session_stays_where_it_is_while_that_takes_requests() -> None:
         assert each.route(RequestView(5), outstanding((0, 9), (1, 8), (2, 3))) == 2
 
 
+@pytest.mark.medium
 @examples(20)
 @given(st.integers(2, 4), st.sampled_from([0.0, 0.05]), LENGTHS, st.integers(0, 100), st.data())
 def test_turns_of_a_session_go_where_the_first_went(

@@ -5,6 +5,7 @@ from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -192,6 +193,7 @@ def test_blocks_that_fell_out_of_windows_are_forgotten_first() -> None:
     assert whole.hit_tokens == [0, 0, 6 * 2]
 
 
+@pytest.mark.medium
 @examples(30)
 @given(prefix_cases())
 def test_windows_that_nothing_leaves_find_what_is_found_without(case: Case) -> None:

@@ -108,6 +108,7 @@ def spans(run: Run) -> list[list[Any]]:
     return [run.rows(replica) for replica in range(len(run.blocks))]
 
 
+@pytest.mark.medium
 @examples(60)
 @given(runs() | runs(batching_cases()), LENGTHS)
 def test_windows_do_not_matter(run: Run, lengths: list[int]) -> None:
@@ -144,12 +145,14 @@ def test_who_is_rejected_leaves() -> None:
     assert sorted(control.left) == [0, 1, 2, 3]
 
 
+@pytest.mark.medium
 @examples(60)
 @given(runs() | runs(batching_cases()), LENGTHS)
 def test_who_has_finished_or_was_rejected_leaves_once(run: Run, lengths: list[int]) -> None:
     Run(run.case, len(run.blocks), run.spec.router, deployment=Deployment(control=Leavers(lengths)))
 
 
+@pytest.mark.medium
 @examples(80)
 @given(runs() | runs(batching_cases()), LENGTHS, st.integers(0, 1000))
 def test_an_interrupted_run_goes_on_to_the_same_bits(run: Run, lengths: list[int], at: int) -> None:
@@ -162,6 +165,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(run: Run, lengths: list[int
     assert continued.summary() == run.summary()
 
 
+@pytest.mark.medium
 @examples(50)
 @given(cases() | batching_cases(), ROUTERS, st.integers(2, 4), st.integers(1, 300), LENGTHS)
 def test_shards_do_not_matter(case: Case, router: str, replicas: int, interval_ms: int, lengths: list[int]) -> None:
@@ -182,6 +186,7 @@ def test_exact_state_needs_one_shard() -> None:
         serve([(0.0, 5, 5)], spec=SchedulerSpec(router="least_outstanding"), replicas=2, deployment=deployment)
 
 
+@pytest.mark.medium
 @examples(30)
 @given(runs(max_time_fs=None, concurrency=None), LENGTHS, st.integers(1, 5))
 def test_commands_are_part_of_what_is_simulated(run: Run, lengths: list[int], window: int) -> None:
@@ -274,6 +279,7 @@ def test_a_budget_beyond_what_attention_windows_have_blocks_for_is_refused() -> 
         assert all("must be at most 64, with which the run began" in message for message in control.refused)
 
 
+@pytest.mark.medium
 def test_more_than_a_thousand_windows() -> None:
     """Windows of a report interval are shorter than those that the wall clock asks for."""
     requests = [(i * 0.01, 5, 5) for i in range(250)]

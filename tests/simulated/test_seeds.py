@@ -25,6 +25,7 @@ def simulated(*options):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.medium
 def test_a_seed_always_does_the_same():
     first, again = (simulated("--seed", "7", "--trace") for _ in range(2))
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr

@@ -40,6 +40,7 @@ QUANTITIES = [
 ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_reference_case(case: Case) -> None:
     found = judge(case)

@@ -230,6 +230,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("name", "changes", "says"), MISTAKES, ids=[says[:40] for _, _, says in MISTAKES])
 def test_mistakes_name_file_case_key_and_what_is_allowed(
     tmp_path: Path, name: str, changes: dict[str, Any], says: str

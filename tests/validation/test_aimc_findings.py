@@ -91,6 +91,7 @@ def is_drawn(row: dict[str, Any]) -> bool:
     return "experts" in setting and setting.get("strategy") != "moe_separated"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("row", ROWS, ids=[f"{row['sweep']}-{row['value']}" for row in ROWS])
 def test_sweep(row: dict[str, Any]) -> None:
     network, outcome = run(**setting_of(row))
@@ -114,6 +115,7 @@ def theirs(sweep: str) -> dict[str, float]:
 EXPERTS = (2, 4, 8, 16, 32, 64)
 
 
+@pytest.mark.medium
 def test_the_number_of_experts_is_free() -> None:
     separated = {time_ns(tiles=64, experts=experts, strategy="moe_separated") for experts in EXPERTS}
     assert separated == {time_ns(tiles=64)}  # all of them as quick as the dense model with one FFN
@@ -132,6 +134,7 @@ def test_the_number_of_experts_is_free_on_a_physical_machine() -> None:
     assert min(times) > time_ns(tiles=64, rules=PHYSICAL)  # the router is on the way
 
 
+@pytest.mark.medium
 def test_stacking_costs_dense_models_much_and_moe_models_little() -> None:
     dense = time_ns(tiles=8, ffns=8) / time_ns(tiles=256, ffns=8)
     assert dense == pytest.approx(4.1, abs=0.05)
@@ -141,6 +144,7 @@ def test_stacking_costs_dense_models_much_and_moe_models_little() -> None:
     assert moe == pytest.approx(1.7, rel=0.1)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("sweep", ["tiles_at_fixed_capacity,moe", "sequences,moe"])
 def test_drawn_experts_give_times_in_their_range(sweep: str) -> None:
     rows = [row for row in ROWS if row["sweep"] == sweep]
@@ -160,6 +164,7 @@ def test_width_steps_where_tiers_are_full() -> None:
         assert times[high] > 1.4 * times[low]
 
 
+@pytest.mark.medium
 def test_mapping_matters_and_separated_experts_win() -> None:
     common: dict[str, Any] = {"tiles": 40, "sequences": 8, "experts": 8, "top_k": 2}
     separated = {time_ns(**common, strategy="moe_separated", seed=seed) for seed in SEEDS}

@@ -19,6 +19,7 @@ def points() -> list[Point]:
     return list(grid())
 
 
+@pytest.mark.medium
 def test_a_part_of_the_grid_lies_within_the_stated_bounds() -> None:
     low, high = EVENT_OVER_PLAN
     found = list(grid(strategies=["greedy_in_order", "moe_separated"], decodes=DECODES[:3], prompts=PROMPTS[:1]))
@@ -75,6 +76,7 @@ def named(bound: Bound) -> str:
     return f"{bound.label}-{bound.context}-{bound.requests}"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("bound", BOUNDS, ids=named)
 def test_the_bound_corrected_for_the_mapping_is_met_within_11_percent(bound: Bound) -> None:
     # Our chain is 162 us where the bound's is 138: it also counts gate and product of gated experts, norms and sums.
@@ -103,6 +105,7 @@ def test_a_mapping_fits_on_no_chip_less(bound: Bound) -> None:
         load_device(bound.device).fit(Demand(load_model(MODEL), Parallelism(1, fewer, fewer)))
 
 
+@pytest.mark.medium
 def test_fewer_tiers_cost_more() -> None:
     sweep = [bound for bound in BOUNDS if bound.label.endswith("tiers") and bound.requests == 32]
     assert [bound.label for bound in sweep] == [f"{tiers} tiers" for tiers in (4, 8, 16, 32, 64, 256)]

@@ -19,6 +19,7 @@ QWEN = QUEUED | {
 }
 
 
+@pytest.mark.medium
 def test_long_prompts_with_attention_of_each_gpu_for_itself(tmp_path: Path) -> None:
     (anchor,) = anchors(tmp_path, QWEN)
     assert serve_anchor(anchor).tokens_per_s == pytest.approx(QWEN["tokens_per_s"], rel=0.1)

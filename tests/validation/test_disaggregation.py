@@ -385,6 +385,7 @@ def test_disaggregation_does_not_win_where_work_divides_freely(
     assert naive_schedule(*parts) >= shared
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("experts", "top_k", "nodes"), [(8, 2, 4), (8, 2, 8), (256, 8, 32), (128, 8, 4), (4, 4, 2)])
 def test_an_expert_node_is_hit_as_often_as_draws_say(experts: int, top_k: int, nodes: int) -> None:
     rng = np.random.default_rng(3)

@@ -17,6 +17,7 @@ RATES = [name for name, target in TARGETS.items() if target.quantity == "highest
 MEANS = [name for name, target in TARGETS.items() if target.quantity == "mean_ttft_s"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", [name for name in TARGETS if name not in RATES])
 def test_published_figure(name: str) -> None:
     found = judge_pools(TARGETS[name])
@@ -79,6 +80,7 @@ def test_the_highest_rate_is_the_last_that_keeps_its_limits() -> None:
     assert formula.kept_at(highest) >= formula.attainment > formula.kept_at(1.02 * highest)
 
 
+@pytest.mark.medium
 def test_a_phase_by_itself_keeps_limits_longer() -> None:
     """Of the same device, at a rate at which both phases together do not."""
     both, prefill, decode = (

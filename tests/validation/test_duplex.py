@@ -27,6 +27,7 @@ TARGETS = {target.id: target for target in published_targets()}
 MISSED: set[str] = set()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
 def test_published_figure(target: Target) -> None:
     found = judge(target)
@@ -78,6 +79,7 @@ def test_operations_per_byte(
 
 
 # The law of lengths spreads prompts of 256 tokens most: throughput and medians stay, tails do not, and are not held.
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("model", "name", "loop"),
     [

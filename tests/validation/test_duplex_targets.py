@@ -63,6 +63,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("quantity", "setting"), SETTINGS, ids=[f"{q}-{i}" for i, (q, _) in enumerate(SETTINGS)])
 def test_other_settings_have_values(tmp_path: Path, quantity: str, setting: dict[str, Any]) -> None:
     (found,) = validate(tmp_path, row(quantity=quantity, case=setting))

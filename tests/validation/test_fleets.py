@@ -202,6 +202,7 @@ def test_figures_of_a_small_fleet(tmp_path: Path) -> None:
     assert found[3].note == ""
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("case", "changes", "message"),
     [

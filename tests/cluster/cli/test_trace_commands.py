@@ -47,6 +47,7 @@ def test_columns_by_other_names(folder):
     assert (found["arrivals"]["first"], found["arrivals"]["span_s"], found["arrivals"]["monotone"]) == (1, 1, False)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("kind", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
 def test_a_picture_is_the_same_each_time(folder, kind, begins):
     out = folder / f"picture.{kind}"
@@ -57,6 +58,7 @@ def test_a_picture_is_the_same_each_time(folder, kind, begins):
     assert out.read_bytes() == drawn
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("rows", ["5,10,2\n", "5,10,2\n5,10,2\n", "5,10,2\n6,10,2\n"])
 def test_few_rows_are_shown_and_drawn(folder, rows):
     (folder / "few.csv").write_text(OWN + rows)
@@ -105,6 +107,7 @@ def test_a_cut_says_what_is_lost_and_replaces_nothing(folder):
     assert "trace.tick_jitter" in odd.stderr
 
 
+@pytest.mark.medium
 def test_a_fit_is_a_scenario_that_runs(folder):
     done = pimserve(folder, "trace", "fit", "own.csv", "--out", "fit.yaml")
     assert done.returncode == 0, done.stderr

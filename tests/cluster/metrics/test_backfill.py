@@ -65,6 +65,7 @@ def test_the_command_says_how_to_look_at_it(results, tmp_path):
     assert "--storage.tsdb.retention.time=100y" in done.output
 
 
+@pytest.mark.medium
 def test_without_promtool_it_says_what_to_install(results, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="Debian package prometheus"):
@@ -116,6 +117,7 @@ def test_what_is_no_number_at_first_is_written_from_when_it_is_one(tmp_path):
     assert float(samples[-1][0]) == pytest.approx(of_class["at_percentiles"]["e2e_p99_s"]["measured"], rel=2**-11)
 
 
+@pytest.mark.medium
 @needs_promtool
 def test_what_cannot_be_noted_is_not_loaded(results, tmp_path, monkeypatch):
     def full(*_):
@@ -129,6 +131,7 @@ def test_what_cannot_be_noted_is_not_loaded(results, tmp_path, monkeypatch):
     loaded(results, tmp_path / "data", "one")
 
 
+@pytest.mark.medium
 @needs_promtool
 def test_somebody_else_may_load_runs_at_the_same_time(results, tmp_path, monkeypatch):
     into = tmp_path / "data"

@@ -62,6 +62,7 @@ def test_every_value_is_written():
             assert rest == sums
 
 
+@pytest.mark.medium
 def test_a_replica_more_is_few_series_more_once_histograms_are_merged():
     series = {n: len([line for line in text_of(metrics(n)).splitlines() if line[0] != "#"]) for n in (8, 9, 64)}
     apart = len([line for line in text_of(metrics(9, per_engine=True)).splitlines() if line[0] != "#"])
@@ -69,6 +70,7 @@ def test_a_replica_more_is_few_series_more_once_histograms_are_merged():
     assert apart == pytest.approx(series[8] * 9 / 8, rel=0.01)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("families", [FAMILIES, VLLM_FAMILIES])
 def test_the_help_of_merged_histograms_says_so_and_how_to_have_them_apart(families):
     runs = {"few": metrics(2), "many": metrics(9), "apart": metrics(9, per_engine=True)}

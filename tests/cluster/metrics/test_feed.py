@@ -22,6 +22,7 @@ from tests.cluster.metrics.watched import CASES, CLASSES, WINDOW_S, Watcher, wat
 LINK_BYTES_PER_S = 450e9  # of Duplex, one way
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("case", CASES)
 def test_in_the_end_metrics_say_what_the_summary_says(case, monkeypatch):
     monkeypatch.setattr("pimserve.cluster.run.live_control._LEDGERS_S", 0.0)
@@ -68,6 +69,7 @@ def test_links_carry_what_the_tokens_ask_for_and_no_more_than_they_can(monkeypat
         assert 0 < sent[int(engine)] / 4 / LINK_BYTES_PER_S < time_s
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("rule", ["null", "{max_local_prefill_tokens: 300}"])
 def test_a_handover_brings_the_caches_that_the_summary_counts(rule):
     overrides = ["run={warmup_s: 0}", f"cluster.pools.conditional_disagg={rule}"]
@@ -136,6 +138,7 @@ def test_a_feed_that_begins_in_the_middle_has_all_that_was_before(monkeypatch):
         assert np.array_equal(other.counts[name], counts), name
 
 
+@pytest.mark.medium
 def test_put_together_they_are_the_sum_of_the_engines(monkeypatch):
     monkeypatch.setattr("pimserve.cluster.run.live_control._LEDGERS_S", 0.0)
     _, _, apart, _ = watched(None, ["cluster.replicas=9"], per_engine=True)

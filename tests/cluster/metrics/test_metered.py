@@ -23,6 +23,7 @@ def label(out=None, checkpoints=None):
         return feed.latest().layout.run_id
 
 
+@pytest.mark.medium
 def test_a_run_is_called_as_its_results_folder_will_be(tmp_path):
     assert label() == "nice"
     with results_folder(None, "nice") as (partial, target):
@@ -35,6 +36,7 @@ def test_a_run_is_called_as_its_results_folder_will_be(tmp_path):
     assert label(tmp_path / "mine" / "..") == tmp_path.name
 
 
+@pytest.mark.medium
 def test_a_run_that_goes_on_keeps_its_name(tmp_path):
     kept = tmp_path / "kept"
     (tmp_path / "results" / "nice").mkdir(parents=True)  # somebody else's

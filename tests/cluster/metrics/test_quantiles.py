@@ -97,6 +97,7 @@ def run_live(example, overrides):
     return summary, answers.latencies(latencies_of(control.snapshot, control.latencies, ())), feed.latest()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", RUNS)
 def test_prometheus_the_service_and_the_summary_agree(name):
     summary, told, metrics = run_live(*RUNS[name])
@@ -211,6 +212,7 @@ def test_names_of_vllm_have_vllms_bounds_and_no_other(limit):
         assert scraped(VLLM_FAMILIES, as_vllm(metrics), name)[0] == [*map(float, bounds.split()), math.inf], name
 
 
+@pytest.mark.medium
 def test_under_names_of_vllm_nothing_is_lost():
     _, _, metrics = run_live(None, ["cluster.replicas=2", "slo.ttft_s=0.0123"])
     theirs = as_vllm(metrics)

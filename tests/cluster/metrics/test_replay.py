@@ -46,6 +46,7 @@ def finished(tmp_path, example, overrides):
     return History.load(tmp_path / "r")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[pytest.mark.deep] * (case in {"rebalanced", "mixed pools"})) for case in CASES]
 )
@@ -98,6 +99,7 @@ def test_what_waits_at_clients_is_what_live_metrics_said(name, case, tmp_path, m
     assert max(told) > 0
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("case", ["drafts in pools", "drafts"])
 def test_drafts_are_told_as_live_metrics_told_them(case, tmp_path, monkeypatch):
     monkeypatch.setattr("pimserve.cluster.run.live_control._LEDGERS_S", 0.0)
@@ -144,6 +146,7 @@ def test_queues_and_batches_are_those_of_the_moment(tmp_path):
         assert (moment.values["pimserve_kv_cache_usage_ratio"] <= 1).all()
 
 
+@pytest.mark.medium
 def test_a_replica_is_down_for_as_long_as_the_summary_says(tmp_path):
     fail = "{at_s: 10, replica: 0, kind: fail, for_s: 20}, {at_s: 15, replica: 0, device: 1, kind: fail, for_s: 35}"
     leave = "{at_s: 20, replica: 1, kind: leave, for_s: 9}, {at_s: 60, replica: 1, device: 3, kind: fail}"
@@ -167,6 +170,7 @@ def text_of(runs, epoch, **options):
     return target.getvalue()
 
 
+@pytest.mark.medium
 def test_the_text_is_openmetrics_in_order_of_time_and_always_the_same(tmp_path):
     finished(tmp_path, None, ["cluster.replicas=2", "slo.ttft_s=0.02"])
     text = text_of([tmp_path / "r"], "2026-01-01T00:00:00Z")
@@ -191,6 +195,7 @@ def test_the_text_is_openmetrics_in_order_of_time_and_always_the_same(tmp_path):
     assert len({line for line, of in lines if of is True}) == len([line for line, of in lines if of is True])
 
 
+@pytest.mark.medium
 def test_histograms_of_many_engines_are_merged_unless_asked_for(tmp_path):
     finished(tmp_path, None, ["cluster.replicas=9", "workload.num_requests=40"])
     for options, engines in (({}, {"all"}), ({"per_engine": True}, {str(engine) for engine in range(9)})):

@@ -39,6 +39,7 @@ def test_gaps_between_tokens_are_those_of_the_summary(case, tmp_path):
     latencies_are_those_of(summary, last)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("case", ["whole run", "cut prompts", "two replicas"])
 def test_requests_that_wait_for_prompts_decode_and_run(case, tmp_path):
     _, history = finished(tmp_path, *CASES[case])

@@ -56,6 +56,7 @@ def test_each_group_has_its_roofs_and_operators(mixed):
     assert (attention.of, experts.of) == (", attention", ", experts")
 
 
+@pytest.mark.medium
 def test_hot_and_cold_experts_are_one_group_without_a_roof_of_its_own(tmp_path):
     hot = "cluster.placement.hot_experts={device: h100, devices_per_node: 1, count: 2}"
     skewed = "routing={popularity: zipf, zipf_exponent: 1.0}"

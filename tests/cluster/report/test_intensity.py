@@ -48,6 +48,7 @@ def history(tmp_path_factory):
     return get
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", OPTIONS)
 def test_no_operator_is_faster_than_its_roof(history, name):
     found = history(name)

@@ -184,6 +184,7 @@ def test_commands_come_in_order_of_time_and_after_idle_times(tmp_path: Path) -> 
     assert (rows[400]["input_tokens"], rows[401]["input_tokens"], len(rows)) == ("5", "7", 402)
 
 
+@pytest.mark.medium
 def test_results_go_where_they_would_have_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as killed:  # SIGKILL leaves the hidden folder that kept the name

@@ -75,6 +75,7 @@ def keys(value: Any, at: str = "") -> Iterator[str]:
             yield from keys(inside, at)
 
 
+@pytest.mark.medium
 def test_what_checkpoints_hold_changes_with_their_version_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def test_the_tables_show_them(two_classes: tuple[Path, dict[str, Any]]) -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.medium
 def test_comparisons_have_the_figures_of_each_class(two_classes: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, summary = two_classes
     other = "workload.classes=[{name: batch, slo: {e2e_s: 0.7}}, {name: web, slo: {ttft_s: 1}}]"

@@ -45,6 +45,7 @@ def compared(*places: Path) -> None:
         pass
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("scenarios", [True, False])
 def test_any_figure_may_be_anything(good: Path, tmp_path: Path, scenarios: bool) -> None:
     summary = json.loads((good / "summary.json").read_text())

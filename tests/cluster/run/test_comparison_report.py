@@ -8,6 +8,7 @@ from pimserve.scheduler.config import SchedulerSpec
 from tests.cluster.run.compared import SCENARIO, changed, on, report
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("number", [2, 3, 5, 30])
 def test_tables_fit_the_width_and_hold_every_run(save, width, number, monkeypatch):

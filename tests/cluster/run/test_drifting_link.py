@@ -87,6 +87,7 @@ def test_layouts_that_follow_keep_the_busiest_device_less_busy() -> None:
     assert means[1] < 0.95 * means[0]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("more", [[], [REBALANCED]])
 def test_bytes_and_tokens_add_up_over_the_intervals(more: list[str], tmp_path: Path) -> None:
     found = prepared(DRIFTS, *more)

@@ -16,6 +16,7 @@ DRIFT = ["routing={popularity: zipf, zipf_exponent: 1.0, drift: {interval_s: 0.5
 SLOW = "faults.events=[{at_s: 1, replica: 1, kind: slow, factor: 1.7, for_s: 2}]"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("more", [[], [SLOW], ["routing.mode=exact", "workload.num_requests=8"]])
 def test_results_are_read_with_the_law_of_each_step(tmp_path: Path, more: list[str]) -> None:
     summary = run(prepare(load_scenario(None, [*SMALL, *DRIFT, *more])), tmp_path / "run")
@@ -28,6 +29,7 @@ def test_results_are_read_with_the_law_of_each_step(tmp_path: Path, more: list[s
     assert len(laws) > 2
 
 
+@pytest.mark.medium
 def test_runs_drift_apart_from_those_that_do_not_after_the_first_interval() -> None:
     drifting, (plain, still), late = (
         serve(prepare(load_scenario(None, [*SMALL, *routing])))

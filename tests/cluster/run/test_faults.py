@@ -116,6 +116,7 @@ def test_faults_are_not_like_for_like(folder: Path, tmp_path: Path) -> None:
     assert {quantity.path for quantity in found.quantities} >= {"faults.availability", "faults.requeued"}
 
 
+@pytest.mark.medium
 def test_random_failures_are_of_the_seed() -> None:
     random = ["faults.mtbf_s=20", "faults.repair_s=2"]
     first, again, other = (
@@ -125,6 +126,7 @@ def test_random_failures_are_of_the_seed() -> None:
     assert all(event["kind"] == "fail" and event["for_s"] == 2 for event in first)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("mtbf_s", "repair_s", "ends"),
     [(0.01, 1000, False), (0.01, 0.001, False), (1, 1e6, False), (20, 10, True), (3600, 120, True)],

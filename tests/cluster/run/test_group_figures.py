@@ -92,6 +92,7 @@ def replace_pools(pools: Any, layers_fs: Callable[[int], Any]) -> Any:
     return other
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "overrides",
     [

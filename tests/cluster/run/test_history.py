@@ -56,6 +56,7 @@ def change(document, path, value):
         document[last] = value
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "path", "value", "message"),
     [
@@ -103,6 +104,7 @@ def test_a_summary_with_a_number_that_no_computer_has(runs, tmp_path):
     refused(folder, "end_s: must be")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("table", "column", "value", "message"),
     [

@@ -89,6 +89,7 @@ def served(*overrides: str) -> tuple[Prepared, dict[str, Any]]:
     return prepared, serve(prepared)[0]
 
 
+@pytest.mark.medium
 def test_a_run_says_what_programming_took() -> None:
     prepared, summary = served()
     experts = prepared.pools[0].groups[1]

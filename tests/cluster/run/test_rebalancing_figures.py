@@ -24,6 +24,7 @@ def served(*overrides: str) -> tuple[Prepared, dict[str, Any]]:
     return prepared, serve(prepared)[0]
 
 
+@pytest.mark.medium
 def test_every_expert_that_comes_to_a_group_is_counted() -> None:
     prepared, summary = served(SLOWLY, REBALANCED)
     facts = summary["device_facts"]["expert_rebalancing"]
@@ -48,6 +49,7 @@ def test_every_expert_that_comes_to_a_group_is_counted() -> None:
     assert not any("takes up to" in warning for warning in summary["warnings"])
 
 
+@pytest.mark.medium
 def test_following_a_drift_keeps_the_load_more_even_than_staying() -> None:
     # Popularities walk far: the first layout soon is no better than any.
     walk = ["workload.num_requests=240", "routing={popularity: uniform, drift: {interval_s: 0.5, sigma: 0.15}}"]
@@ -55,6 +57,7 @@ def test_following_a_drift_keeps_the_load_more_even_than_staying() -> None:
     assert facts["imbalance_after"] < facts["imbalance_before"]
 
 
+@pytest.mark.medium
 def test_slow_links_are_told_of() -> None:
     _, summary = served(SLOWLY, REBALANCED, "cluster.device={preset: h100, link_gb_per_s: 1}")
     told = [warning for warning in summary["warnings"] if "a new layout of experts takes up to" in warning]
@@ -62,6 +65,7 @@ def test_slow_links_are_told_of() -> None:
     assert "longer than cluster.expert_placement.rebalance.interval_s, 1 s" in told[0]
 
 
+@pytest.mark.medium
 def test_a_run_that_ends_before_the_first_layout_moves_nothing() -> None:
     _, summary = served(SLOWLY, "cluster.expert_placement={order: popularity, rebalance: {interval_s: 1000}}")
     assert summary["device_facts"]["expert_rebalancing"] == {"interval_s": 1000.0, "times": 0}
@@ -71,6 +75,7 @@ def test_a_run_that_ends_before_the_first_layout_moves_nothing() -> None:
     assert "expert_rebalancing" not in without["energy"]["joules_by_category"]
 
 
+@pytest.mark.medium
 def test_moves_are_all_that_rebalancing_adds_to_energy_of_the_same_layouts() -> None:
     """Of popularities that do not move, layouts stay as they are but for the first change: from those of experts in
     order to what their loads make of them."""
@@ -83,6 +88,7 @@ def test_moves_are_all_that_rebalancing_adds_to_energy_of_the_same_layouts() -> 
     assert following["energy"]["joules"] == staying["energy"]["joules"]
 
 
+@pytest.mark.medium
 def test_energy_of_replicas_and_pools_is_all_of_their_parts() -> None:
     pools = (
         "cluster.pools={prefill: {device: h100, replicas: 2}, decode: {device: h200, replicas: 2, "
@@ -110,6 +116,7 @@ def test_a_replica_without_steps_moves_nothing() -> None:
     assert moved["dram"] > 0
 
 
+@pytest.mark.medium
 def test_layouts_of_a_rest_are_made_before_the_next_step() -> None:
     """What moves while a replica rests counts as if there had been steps all the time."""
     same = [SLOWLY, REBALANCED, "run.max_time_s=20.5"]
@@ -122,6 +129,7 @@ def test_layouts_of_a_rest_are_made_before_the_next_step() -> None:
     assert resting["energy"]["joules_by_category"]["expert_rebalancing"]["dram"] == busy["joules"] > 0
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("mode", ["pooled", "exact"])
 def test_results_are_read_with_the_layout_of_each_step(tmp_path: Path, mode: str) -> None:
     overrides = [*SMALL, SLOWLY, REBALANCED, f"routing.mode={mode}", "workload.num_requests=20"]
@@ -164,6 +172,7 @@ def test_what_cannot_be_rebalanced_is_refused(overrides: list[str], message: str
         prepare(load_scenario(None, overrides))
 
 
+@pytest.mark.medium
 def test_experts_on_devices_of_their_own_move_among_these() -> None:
     """The same layouts, on as many devices, over the same links: attention's devices have no part in it."""
     both = (SLOWLY, REBALANCED, "run.max_time_s=8.5")

@@ -105,6 +105,7 @@ COMMANDS = st.one_of(
 )
 
 
+@pytest.mark.medium
 @examples(15)
 @given(
     name=st.sampled_from(sorted(SCENARIOS)),
@@ -141,6 +142,7 @@ class Told(threading.Thread):
         return self.control.ask(lambda view: view.apply(command))
 
 
+@pytest.mark.medium
 @examples(8)
 @given(told=st.lists(st.none() | COMMANDS, min_size=1, max_size=8), speed=st.sampled_from([0.0, 200.0]))
 def test_a_run_that_is_told_from_another_thread_is_replayed(told: list[Command | None], speed: float) -> None:
@@ -173,6 +175,7 @@ def test_a_run_that_was_restarted_is_replayed(tmp_path: Path, monkeypatch: pytes
     replayed(out, tmp_path / "again")
 
 
+@pytest.mark.medium
 def test_a_replay_that_is_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, kept = SCENARIOS["reports"], tmp_path / "kept"
     run(asked, tmp_path / "run", control=Tells({5: [LATE, ScaleRate(2)], 40: [EARLY]}))
@@ -186,6 +189,7 @@ def test_a_replay_that_is_interrupted_goes_on(tmp_path: Path, monkeypatch: pytes
     replayed(tmp_path / "run", tmp_path / "out", checkpoints=kept)
 
 
+@pytest.mark.medium
 def test_a_run_on_processes_is_replayed_in_this_one(tmp_path: Path) -> None:
     place = {"spread": Spread(shards=2), "control": Tells({5: [LATE, ScaleRate(2)], 40: [EARLY]})}
     run_on("processes", SCENARIOS["round_robin"], tmp_path / "run", **place)
@@ -211,6 +215,7 @@ def changed(summary: Path, **values: Any) -> None:
     write_checksums(summary.parent)
 
 
+@pytest.mark.medium
 def test_the_command_replays_and_compares(recorded: Path, tmp_path: Path) -> None:
     done = pimserve(tmp_path, "run", "--replay", recorded, "--out", "again")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (0, f"the same bits as {recorded}")

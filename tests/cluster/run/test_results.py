@@ -236,6 +236,7 @@ def test_steps_of_another_version_are_refused(digest: str | None, done: Path, tm
     assert exported(copy, "requests")
 
 
+@pytest.mark.medium
 def test_steps_of_exactly_drawn_experts_as_csv(tmp_path: Path) -> None:
     summary = run(prepare(load_scenario(None, ["workload.num_requests=3", "routing.mode=exact"])), tmp_path / "r")
     found, spans = exported(tmp_path / "r", "steps"), load_table(tmp_path / "r", "steps")

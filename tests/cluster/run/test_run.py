@@ -17,6 +17,7 @@ from tests.cluster.documents import run, serve
 SMALL = ["workload.num_requests=25"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "overrides",
     [

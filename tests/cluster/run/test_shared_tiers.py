@@ -46,6 +46,7 @@ WITH = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("settings", WITH.values(), ids=WITH.keys())
 def test_windows_change_no_bit(settings: list[str]) -> None:
     prepared = prepare(load_scenario(None, [*BASE, *settings]))
@@ -61,6 +62,7 @@ def test_windows_change_no_bit(settings: list[str]) -> None:
 THROUGH = "scheduler.kv_tiers=[{name: store, capacity_gb: 2, gb_per_s: 5, shared: true}]"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("settings", WITH.values(), ids=WITH.keys())
 def test_windows_cut_no_span_that_writes_nothing_to_the_store(settings: list[str]) -> None:
     # What hangs on where spans are cut: the mean of KV blocks in use, and which steps are a batch of `ci95`.

@@ -43,6 +43,7 @@ def scenario() -> Scenario:
     return load_scenario(None, ["workload.num_requests=60", "cluster.replicas=3"])
 
 
+@pytest.mark.medium
 def test_the_rows_are_by_replica_and_time_however_a_run_was_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +65,7 @@ def test_the_rows_are_by_replica_and_time_however_a_run_was_cut(
         assert not list((tmp_path / name).glob(".*"))
 
 
+@pytest.mark.medium
 def test_rows_are_ordered_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "_ROWS_AT_ONCE", 1000)
     file = SpanFile(tmp_path / "steps.npy")

@@ -95,6 +95,7 @@ def reference() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(summary_schema())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_summary_is_as_its_reference_says(kind: str, summaries: dict[str, dict[str, Any]]) -> None:
     Summary.model_validate(summaries[kind])

@@ -30,6 +30,7 @@ def events_of(results, tmp_path, **options):
     return json.loads((tmp_path / "timeline.json").read_text())["traceEvents"], told
 
 
+@pytest.mark.medium
 def test_events_keep_the_rules(results, tmp_path):
     events, told = events_of(results, tmp_path)
     end_us = results[1]["end_s"] * 1e6
@@ -62,6 +63,7 @@ def test_events_keep_the_rules(results, tmp_path):
     assert sorted(places, key=places.get) == [1, 2, 0], "requests come last"
 
 
+@pytest.mark.medium
 def test_a_replica_that_rests_has_no_batch(results, tmp_path):
     events, _ = events_of(results, tmp_path)
     rests = 0
@@ -108,6 +110,7 @@ def test_many_replicas_share_the_slices(results, tmp_path, monkeypatch):
     assert sum(event["args"]["steps"] for event in slices) == results[1]["batch"]["steps"]
 
 
+@pytest.mark.medium
 def test_units_are_as_busy_as_the_summary_says(results, tmp_path):
     events, _ = events_of(results, tmp_path)
     end_us = results[1]["end_s"] * 1e6
@@ -134,6 +137,7 @@ def test_requests_have_their_phases(results, tmp_path):
             assert event["ts"] == rows["first_token_ps"][event["id"]] / 1e6
 
 
+@pytest.mark.medium
 def test_what_cannot_be_written(results, tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
         write_timeline(results[0], tmp_path / "none" / "timeline.json")
@@ -145,6 +149,7 @@ def test_what_cannot_be_written(results, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.medium
 def test_what_must_not_be_replaced(results, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="is no file that could be replaced"):
@@ -168,6 +173,7 @@ def mixed(tmp_path_factory):
     return folder, run(prepare(load_scenario(None, overrides)), folder)
 
 
+@pytest.mark.medium
 def test_micro_batches_of_a_step_go_round_and_end_with_it(mixed, tmp_path):
     events, _ = events_of(mixed, tmp_path)
     names = [event["args"]["name"] for event in events if event["name"] == "process_name"]
@@ -193,6 +199,7 @@ def test_micro_batches_of_a_step_go_round_and_end_with_it(mixed, tmp_path):
         assert all(ts + dur <= after + 1e-6 for (ts, dur), (after, _) in pairwise(mine)), name
 
 
+@pytest.mark.medium
 def test_counters_of_groups_come_to_their_shares_of_the_run(mixed, tmp_path):
     events, _ = events_of(mixed, tmp_path)
     end_us = mixed[1]["end_s"] * 1e6

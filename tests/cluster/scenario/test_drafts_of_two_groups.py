@@ -129,6 +129,7 @@ def test_it_is_told_where_what_drafts_is(method: str, told: bool) -> None:
     assert any("on attention's devices as a whole" in each for each in summary.warnings) == told
 
 
+@pytest.mark.medium
 def test_experts_of_any_kind_take_drafts() -> None:
     """Crossbars, and hot experts on another kind of devices: they take tokens, whoever these are of."""
     chips = "{preset: aimc-realistic, spread: experts}"

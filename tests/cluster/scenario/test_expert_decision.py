@@ -26,6 +26,7 @@ def run(flop_per_byte: float, decision: str | None = None) -> dict[str, Any]:
     return served(flop_per_byte, decision)[0]
 
 
+@pytest.mark.medium
 def test_more_flops_do_not_slow_a_run() -> None:
     slow, fast = (run(flops) for flops in (8, 16))
     assert fast["latency_s"]["itl"]["p50"] <= slow["latency_s"]["itl"]["p50"]

@@ -127,6 +127,7 @@ def test_with_all_picks_on_the_hot_ones_steps_are_those_of_one_group(requests: i
     assert times[0] == times[1]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("cold", ["h200", "{preset: aimc-realistic, spread: experts}"])
 def test_auto_takes_the_number_with_the_shortest_steps_of_all_that_fit(cold: str) -> None:
     overrides = [f"{HOT}={{device: h100, devices_per_node: 1}}", f"cluster.placement.experts.device={cold}"]

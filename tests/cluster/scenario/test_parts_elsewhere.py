@@ -52,6 +52,7 @@ def test_data_parallel_devices_of_experts_take_turns() -> None:
     assert sorting[0].pieces[0][1] == pytest.approx(sorting[1].pieces[0][1], rel=1e-6)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("nodes", [1, 2])
 @pytest.mark.parametrize("copies", ["per_device", "per_pick"])
 def test_vectors_for_shared_experts_are_those_of_many_draws(nodes: int, copies: str) -> None:

@@ -72,6 +72,7 @@ def test_every_device_states_it_and_every_run_counts_it(device: str, setting: st
     assert not any("passive power" in warning for warning in active["warnings"])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("model", "devices"), [("gpt2-medium", 1), ("mixtral-8x7b", 8), ("llama-3.1-70b", 16)])
 @pytest.mark.parametrize("device", device_names())
 def test_no_energy_below_idle_power_times_time(device: str, model: str, devices: int) -> None:

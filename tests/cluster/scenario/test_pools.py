@@ -95,6 +95,7 @@ def test_a_rule_that_splits_nothing_is_told(rule: str, warning: str) -> None:
     assert not any("conditional_disagg" in told for told in summary["warnings"])
 
 
+@pytest.mark.medium
 def test_a_queue_that_nobody_waited_in_is_told() -> None:
     for interval, told in ((0.1, True), (0.001, False)):
         asked = scenario(

@@ -25,6 +25,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[Demand]:
     return demands
 
 
+@pytest.mark.medium
 def test_a_metered_run_fits_its_scenario_once(fits, tmp_path):
     out = tmp_path / "r"
     options = ["--set", "workload.num_requests=5", "--set", "run.warmup_s=0", "--out", str(out)]

@@ -128,6 +128,7 @@ def test_pools_have_numbers_of_their_own() -> None:
         load_scenario(None, [AUTO, pools])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -143,6 +144,7 @@ def test_where_no_number_will_do(changes: list[str], says: str) -> None:
     assert says in str(refused.value)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("model", "device"),
     [
@@ -195,6 +197,7 @@ def test_the_search_ends_where_no_number_of_chips_has_room(
 
 
 # No matrix is parted: a chip for the largest one of gpt2-medium takes five of its layers, however many chips there are.
+@pytest.mark.medium
 @pytest.mark.parametrize("model", ["gpt2-medium", "llama-3.1-8b", "gpt-oss-20b", "mixtral-8x7b"])
 def test_no_number_of_chips_has_a_larger_kv_cache_than_one_says_of_all(model: str) -> None:
     found = number("cluster.device=aimc-realistic", f"model={model}")
@@ -208,6 +211,7 @@ def test_no_number_of_chips_has_a_larger_kv_cache_than_one_says_of_all(model: st
     assert said[-1] == pools[-1].kv_capacity_tokens == largest
 
 
+@pytest.mark.medium
 def test_the_search_goes_on_while_more_chips_have_more_room() -> None:
     # One of 6 chips has the KV cache of six of the 32 layers, one of 32 has that of one.
     of_layer = 2 * 8 * 128 * 32768 / 0.9e9
@@ -218,6 +222,7 @@ def test_the_search_goes_on_while_more_chips_have_more_room() -> None:
         number(*changes, f"cluster.device.dram.gb={0.999 * of_layer}")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -238,6 +243,7 @@ def test_what_fails_with_any_number_is_not_blamed_on_it(changes: list[str], says
         load_scenario(None, [AUTO, *changes])
 
 
+@pytest.mark.medium
 def test_chips_that_cannot_hold_layers_spread_experts() -> None:
     changes = ["cluster.device=aimc-realistic", "model=gpt-oss-120b"]
     found = number(*changes)

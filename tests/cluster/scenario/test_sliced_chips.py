@@ -37,6 +37,7 @@ def links(pool: PlacedPool) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.medium
 def test_auto_takes_the_fewest_chips_that_hold_slices() -> None:
     alone = load_scenario(None, [f"cluster.device={FEW_TIERS}", "cluster.devices_per_node=auto"]).cluster
     assert alone.devices_per_node == 12
@@ -94,6 +95,7 @@ def test_shared_experts_on_sliced_chips_send_whole_vectors(copies: str) -> None:
     assert back == pytest.approx(2 * (2 + 1 - hit / slices))
 
 
+@pytest.mark.medium
 def test_copies_and_orders_of_experts_go_with_slices() -> None:
     skewed = "routing={popularity: zipf, zipf_exponent: 1.0}"
     order = "cluster.expert_placement.order=popularity"

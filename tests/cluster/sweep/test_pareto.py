@@ -160,6 +160,7 @@ def swept(tmp_path_factory):
     return folder, sweep(load_grid(None, [*SERVED, workload, "slo.ttft_s=0.3"], grid, 1), folder, Here())
 
 
+@pytest.mark.medium
 def test_overload_is_never_on_a_front(swept, tmp_path):
     folder, document = swept
     named = {point["name"]: point for point in document["points"]}
@@ -205,6 +206,7 @@ def test_at_one_rate_it_is_about_cost(tmp_path):
         assert twins[0].get("pareto") == twins[1].get("pareto")
 
 
+@pytest.mark.medium
 def test_every_warning_of_the_runs_is_there_once(tmp_path):
     faults = "faults={events: [{at_s: 0.5, replica: 0, kind: fail, for_s: 1}]}"
     sets = ["workload.num_requests=30", faults]

@@ -11,6 +11,7 @@ from pimserve.errors import InputError
 from tests.cluster.sweep.grids import Here
 
 
+@pytest.mark.medium
 def test_results_of_another_trace_are_not_taken(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text("arrival_s,input_tokens,output_tokens\n0,10,5\n1,20,6\n")

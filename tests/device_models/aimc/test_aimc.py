@@ -66,6 +66,7 @@ def mvms_of_tiles(device: Aimc, model: str, chips: int) -> FloatArray:
     return found
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("model_name", "preset"), PAIRS)
 def test_no_decode_step_is_faster_than_physics_allows(model_name: str, preset: str) -> None:
     chips, mapping = MODELS[model_name]
@@ -158,6 +159,7 @@ def test_precision_of_the_kv_cache_scales_capacity_time_and_energy() -> None:
         assert growth(found.plan) == pytest.approx(growth(realistic().plan) * bits / 8, rel=1e-3)
 
 
+@pytest.mark.medium
 def test_windowed_layers_take_blocks_as_requests_come() -> None:
     device = aimc(mapping=IN_ORDER)
     none, many = (fitted(device, "gpt-oss-120b", 16, max_num_seqs=seqs) for seqs in (0, 2**40))
@@ -219,6 +221,7 @@ def test_twice_the_tiers_change_area_only() -> None:
     assert aimc(tiers=128).area_mm2 == pytest.approx(aimc().area_mm2 + 512 * 64 * 0.002)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("model", "chips", "changes", "needed"),
     [
@@ -291,6 +294,7 @@ def test_every_mapping_strategy_serves(strategy: str) -> None:
     assert decode_s(found.plan, 1, 2048) == pytest.approx(decode_s(realistic().plan, 1, 2048), rel=0.1)
 
 
+@pytest.mark.medium
 def test_the_plan_is_the_same_every_time() -> None:
     for strategy in ("moe_separated", "greedy_random", "greedy_top2"):
         one = fitted(aimc(mapping={"strategy": strategy}))
@@ -302,6 +306,7 @@ def test_the_plan_is_the_same_every_time() -> None:
     assert seeds[0] != seeds[1]
 
 
+@pytest.mark.medium
 def test_popular_experts_slow_a_step_unless_they_share_tiles_with_all_others() -> None:
     def step(popularity: tuple[float, ...], chips: int, **changes: Any) -> float:
         return decode_s(fitted(aimc(**changes), chips=chips, expert_weights=(popularity,)).plan, 256, 1)
@@ -322,6 +327,7 @@ def test_the_product_with_the_vocabulary_can_be_left_out() -> None:
     assert decode_s(without.plan, 1, 64) < decode_s(realistic().plan, 1, 64)
 
 
+@pytest.mark.medium
 def test_latent_attention_of_many_experts() -> None:
     """DeepSeek-V3: 256 routed experts of which 8 are chosen, one shared, absorbed latent attention; 9 of 61 layers."""
     model = load_model("deepseek-v3").model_copy(update={"layers": 9})

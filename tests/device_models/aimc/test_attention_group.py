@@ -30,6 +30,7 @@ def ratios(setting: Setting, parts: set[Part], strategy: Strategy, chips: int, l
     ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("chips", [1, 2])
 @pytest.mark.parametrize("setting", MIXTURES, ids=lambda setting: setting.name)

@@ -82,6 +82,7 @@ def ratios(where: PlacedNetwork, spread: Spread) -> dict[int, tuple[float, list[
     return found
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("partial_sums", ["tile", "pool"])
 @pytest.mark.parametrize(("chips", "spread"), ON_CHIPS)
 @pytest.mark.parametrize("setting", MIXTURES, ids=lambda setting: setting.name)
@@ -94,6 +95,7 @@ def test_experts_that_share_tiles_take_what_every_event_takes(
         assert of_each == pytest.approx([1] * 4, abs=0.04)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("strategy", STRATEGIES[1:])
 @pytest.mark.parametrize(("chips", "spread"), ON_CHIPS)
 @pytest.mark.parametrize("setting", MIXTURES, ids=lambda setting: setting.name)

@@ -32,6 +32,7 @@ def term_of(found: Fitted) -> SlicedExperts:
     return found.plan.experts
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("chips", "slices", "groups"),
     [(40, 5, 8), (48, 6, 8), (44, 11, 1), (64, 8, 8)],  # 44: two experts on each of four groups
@@ -47,6 +48,7 @@ def test_experts_of_grok_are_on_as_few_chips_as_hold_a_slice(chips: int, slices:
     assert (term.groups, term.chips) == ((groups, slices) if chips != 44 else (4, 11))
 
 
+@pytest.mark.medium
 def test_the_whole_model_is_on_the_same_chips() -> None:
     found = grok(40, ALL_PARTS)
     assert found.parallelism == {"spread": "experts", "chips_per_expert": 5}
@@ -58,6 +60,7 @@ def test_the_whole_model_is_on_the_same_chips() -> None:
     assert times[0] < times[1]
 
 
+@pytest.mark.medium
 def test_slices_work_at_once_where_layers_take_turns() -> None:
     sliced, in_turns = grok(48).plan.experts, grok(48, spread="layers").plan.experts
     assert sliced is not None
@@ -69,6 +72,7 @@ def test_slices_work_at_once_where_layers_take_turns() -> None:
     assert times[1] - in_turns.least_fs(1) // 64 == 511 * 5 * 150 * 10**6
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("chips", "changes", "least", "message"),
     [
@@ -119,6 +123,7 @@ def test_every_strategy_maps_slices(strategy: str) -> None:
     assert (term.groups, term.chips, term.slices) == (8, 2, 2)
 
 
+@pytest.mark.medium
 def test_bytes_between_chips_are_those_that_the_links_energy_is_of() -> None:
     free, paid = (grok(40, link_pj_per_bit=pj) for pj in (0.0, 1.0))
     copies = [term_of(found).most_pj(1) for found in (free, paid)]
@@ -132,6 +137,7 @@ def test_bytes_between_chips_are_those_that_the_links_energy_is_of() -> None:
     assert not sent.dispatch
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("spread", ["layers", "experts"])
 def test_bytes_of_whole_models_are_those_of_the_walk(spread: str) -> None:
     found = grok(48, ALL_PARTS, spread=spread)
@@ -142,6 +148,7 @@ def test_bytes_of_whole_models_are_those_of_the_walk(spread: str) -> None:
     assert sum(traffic.bytes_per_row for traffic in found.traffic) == pytest.approx(passed)
 
 
+@pytest.mark.medium
 def test_layouts_and_copies_go_on_groups_of_chips() -> None:
     slots = ((0, 0, 1, 2, 3, 4, 5, 6, 7, 1),)
     found = grok(50, redundant=2, demand={"expert_slots": slots})

@@ -295,6 +295,7 @@ def test_mixtral_fills_six_chips_to_the_last_place() -> None:
     assert same_tiles(network, mapping)
 
 
+@pytest.mark.medium
 def test_gated_experts_and_latent_attention_on_many_chips() -> None:
     network, chip = network_of(load_model("deepseek-v3")), chip_of(512, 64, chips=100)
     mapping = map_network(network, chip, MappingSpec(), spread="experts")

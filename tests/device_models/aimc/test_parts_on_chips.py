@@ -66,6 +66,7 @@ def test_every_matrix_belongs_to_one_part(model: ModelSpec) -> None:
     assert {matrix.name for matrix in by_part["lm_head"].matrices} == {"lm_head"}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("model", "parts", "changes", "chips"),
     [
@@ -103,6 +104,7 @@ def test_one_chip_too_few_is_refused() -> None:
         fitted(aimc(), "mixtral-8x7b", 5, parts=ROUTED)
 
 
+@pytest.mark.medium
 def test_more_experts_than_tiers_are_spread_over_chips() -> None:
     with pytest.raises(DoesNotFitError, match="no number of such chips will do") as refused:
         fitted(aimc(spread="layers"), "gpt-oss-120b", 32, parts=ROUTED)

@@ -54,6 +54,7 @@ def test_a_model_without_experts_has_none_to_spread() -> None:
         aimc(spread="experts").fit(Demand(load_model("llama-3.1-8b"), Parallelism(1, 4, 4)))
 
 
+@pytest.mark.medium
 def test_experts_spread_over_chips_leave_none_to_rest() -> None:
     power = {"power": {"idle_gating": 0.25}}
     demand = Demand(load_model("mixtral-8x7b"), Parallelism(1, 8, 8))
@@ -65,6 +66,7 @@ def test_experts_spread_over_chips_leave_none_to_rest() -> None:
     assert layers.idle_uw == experts.idle_uw == round(layers.step_uw * 0.25)
 
 
+@pytest.mark.medium
 def test_the_busiest_chip_is_told_from_the_mean() -> None:
     # 9 layers on 16 chips: tokens are on one chip after the other, so that each unit rests nearly all of the time.
     changes = ["model={preset: deepseek-v3, layers: 9}", "cluster.devices_per_node=16", "output.steps=false"]

@@ -153,6 +153,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("strategy", "partial_sums"), WAYS)
 @pytest.mark.parametrize(("setting", "slices"), CUT)
 def test_sliced_experts_take_what_every_event_takes(

@@ -64,6 +64,7 @@ def test_energy_is_what_one_token_takes(setting: Setting) -> None:
     assert ours == pytest.approx(theirs, rel=0.02)  # transfers of border chunks are smaller than we count
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("requests", "tokens"), [(1, 16), (3, 64)])
 @pytest.mark.parametrize("preset", ["aimc-realistic", "aimc-paper-table", "aimc-nand"])
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)

@@ -25,6 +25,7 @@ def trace_of(workload):
     return Trace("csv", *columns, len(workload.arrival_ps), {})
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "arrival",
     [
@@ -78,6 +79,7 @@ def test_too_few_times_are_refused(times):
         fit_trace(Trace("csv", np.array(times), ones, ones, len(times), {}))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("_", [pytest.param(None, marks=real)])
 def test_a_conversation_trace_is_poisson_at_a_moving_rate_and_a_code_trace_is_like_nothing(_):
     names = ("azure_llm_2023_conv_0000-1800s.csv.gz", "azure_llm_2023_code_0000-1800s.csv.gz")

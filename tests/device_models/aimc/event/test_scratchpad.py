@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 
+import pytest
 from hypothesis import given
 
 from pimserve.device_models.aimc.event.operations import Operation
@@ -97,6 +98,7 @@ class Table:
         return most
 
 
+@pytest.mark.medium
 @examples(60)
 @given(compat_runs())
 def test_the_peak_is_that_of_a_table_of_addresses(run: Run) -> None:

@@ -31,6 +31,7 @@ def outcome_of(prefix: str) -> Outcome:
     return run_case(case_of(prefix))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("prefix", CASES)
 def test_the_reference_simulators_figures_are_met_exactly(prefix):
     result, ours = case_of(prefix).form.result, outcome_of(prefix)
