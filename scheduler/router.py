@@ -33,6 +33,8 @@ def _specs() -> dict[str, type[RouterSpec]]:
 
 def _without_parameters(setting: object) -> object:
     """The name alone of a router that has no parameters, where it is given as a mapping."""
+    if not isinstance(setting, str | Mapping | RouterSpec):
+        raise ValueError("must be a router's name, or a mapping of its name and parameters")  # noqa: TRY004 pydantic wants ValueError
     name = setting.get("name") if isinstance(setting, Mapping) else None
     if not isinstance(setting, Mapping) or not isinstance(name, str) or name in _SPECS:
         return setting

@@ -32,6 +32,11 @@ def is_checkpoint(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (STATE_FILE, TARGET_FILE))
 
 
+def not_ended(folder: Path) -> str:
+    """What is said of a folder of checkpoints where results were asked for."""
+    return f"checkpoints of a run that has not ended; the command that began it, with --checkpoint {folder}, goes on"
+
+
 def write_state(
     folder: Path,
     state: dict[str, Any],

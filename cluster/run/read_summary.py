@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import ValidationError
 
-from pimserve.cluster.run.checkpoint_files import is_checkpoint
+from pimserve.cluster.run.checkpoint_files import is_checkpoint, not_ended
 from pimserve.cluster.run.summary_schema import SCHEMA_VERSION, Summary
 from pimserve.errors import InputError, shortened, validation_error
 from pimserve.scheduler.sections import Section
@@ -47,7 +47,7 @@ def load_document(path: Path) -> dict[str, Any]:
 def _why_none(path: Path) -> str:
     """Why there is no summary at a place."""
     if is_checkpoint(path):
-        return f"checkpoints of a run that has not ended; the command that began it, with --checkpoint {path}, goes on"
+        return not_ended(path)
     return (
         "a folder with summary.json is needed"
         if path.exists()

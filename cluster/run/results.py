@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from pimserve.arrays import IntArray
 from pimserve.cluster.base.checksums import DamageError
+from pimserve.cluster.run.checkpoint_files import is_checkpoint, not_ended
 from pimserve.cluster.run.summary_schema import UnwrittenSummary
 from pimserve.errors import InputError
 from pimserve.scheduler.steplog import SpanColumns
@@ -240,6 +241,8 @@ def load_table(run: Path, name: str, kind: np.dtype[Any] | None = None) -> NDArr
     try:
         table: NDArray[Any] = np.load(file, mmap_mode="r")
     except FileNotFoundError:
+        if is_checkpoint(run):
+            raise InputError(str(run), not_ended(run)) from None
         remedy = ": run its scenario with output.steps: true" if name == "steps" else ""
         raise InputError(str(run), f"has no {name}.npy{remedy}") from None
     except (OSError, ValueError, EOFError) as error:

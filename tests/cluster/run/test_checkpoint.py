@@ -86,6 +86,9 @@ def test_checkpoints_are_no_results_and_say_so(tmp_path: Path) -> None:
         load_summary(tmp_path / "kept")
     goes_on = f"the command that began it, with --checkpoint {tmp_path / 'kept'}, goes on"
     assert str(caught.value).endswith(f"no results here: checkpoints of a run that has not ended; {goes_on}")
+    with pytest.raises(InputError) as caught:
+        load_table(tmp_path / "kept", "requests")
+    assert str(caught.value).endswith(f"checkpoints of a run that has not ended; {goes_on}")
 
 
 def test_another_scenario_another_run_and_damage_are_refused(tmp_path: Path) -> None:
