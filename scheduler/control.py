@@ -106,6 +106,7 @@ class ReplicaState:
     prefix_cache: PrefixFigures | None = None  # if it has one
     kv_tiers: TiersState | None = None  # below it, if there are any
     spec_decode: SpecDecodeFigures | None = None  # if it verifies drafts
+    preemptions_by_cause: Mapping[str, int] = field(default_factory=dict)  # here so far, of causes that there were
 
 
 @dataclass(frozen=True, slots=True)

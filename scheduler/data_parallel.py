@@ -7,6 +7,7 @@ tokens of all groups pass, make them wait for each other; they may wait with pro
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -152,6 +153,7 @@ class DataParallelEngine:
             kv_usage=(used + late) / blocks,
             prefix_cache=together(figures) if figures else None,
             spec_decode=drafts_together(drafts) if drafts else None,
+            preemptions_by_cause=dict(sum((core.preempted for core in cores), Counter[str]())),
         )
 
     def arrive(self, before_fs: int) -> None:

@@ -159,6 +159,7 @@ class Engine(EngineCore):
             prefix_cache=prefixes,
             kv_tiers=None if prefixes is None else kv.tiers_state(prefixes, max(at_fs, self.clock)),
             spec_decode=decoding.spec_decode,
+            preemptions_by_cause=dict(self.preempted),
         )
 
     def arrive(self, before_fs: int) -> None:

@@ -6,6 +6,7 @@ long, and nothing of what steps cost: its replica's engine tells it when they en
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,6 +77,7 @@ class EngineCore:
     ) -> None:
         self.clock = 0  # fs; start of the next step
         self.step = 0  # number of the next step of those that decode
+        self.preempted: Counter[str] = Counter()  # how often, by cause (`requests.PREEMPTION_CAUSES`)
         self._log = log
         self._longest = log.longest if log.longest.wanted else None
         self._pool = pool
@@ -111,6 +113,7 @@ class EngineCore:
         """What it has in hand, as JSON can hold it; the rows of its requests are not in it."""
         return {
             "running": list(self.running.items()),
+            "preempted": dict(self.preempted),
             **self.queue.state(),
             **self.decoding.state(),
             **self.kv.state(),
@@ -121,6 +124,7 @@ class EngineCore:
         """Go on from `core_state`, before the step that comes next."""
         self.running.clear()
         self.running.update(state["running"])
+        self.preempted = Counter(state["preempted"])
         for room in (self.queue, self.admission, self.kv):
             room.restore(state)
         ends = {request: finish_step - self.step for request, finish_step in self.running.items() if finish_step}
@@ -310,11 +314,13 @@ class EngineCore:
         self.kv.preempt(request, held, prompt=not finish_step)
         swap = self.kv.swap
         if swap is None or not finish_step:
-            return
-        if swap.take(request, blocks := self.kv.blocks_of(held)):
+            self.preempted["recompute"] += 1
+        elif swap.take(request, blocks := self.kv.blocks_of(held)):
+            self.preempted["swap"] += 1
             self._swaps[request] += 1
             self._swapped_blocks[request] += blocks
         else:
+            self.preempted["swap_space_full"] += 1
             self._swap_space_full[request] += 1
 
     def _finish(self, request: int, held: int, slots: int) -> None:

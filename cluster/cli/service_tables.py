@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from rich.console import Group, RenderableType
 
 from pimserve.cluster.base.figures import ABSENT, WHY_REJECTED, count, figure, named, scaled, share
+from pimserve.cluster.cli.replica_tables import MOST_REPLICAS, replica_table
 from pimserve.cluster.cli.terminal import FittedTable, headed_table
 from pimserve.cluster.client.answers import (
     DeviceGroup,
@@ -25,7 +26,6 @@ from pimserve.cluster.client.answers import (
 from pimserve.cluster.run.group_schema import TIMES
 from pimserve.cluster.run.latency_tables import VERDICTS
 
-_MOST_REPLICAS = 40  # rows; --json has all
 _BYTES_PER_GB = 10**9
 
 
@@ -76,47 +76,6 @@ def run_page(run: Run, replicas: Replicas, latencies: Latencies) -> RenderableTy
         slo_line(latencies),
         *(["", limit_table(latencies.at_percentiles)] if latencies.at_percentiles else []),
     )
-
-
-def replica_table(replicas: Replicas) -> RenderableType:
-    """Queue and batch of every replica."""
-    cached = any(state.prefix_cache for state in replicas.replicas)
-    names = ["running", "waiting", "decoding", "context", "KV", *(["prefix hits"] if cached else []), "steps", "left"]
-    table = FittedTable("replica", "", *names, left=2, keys=2)
-    for state in replicas.replicas[:_MOST_REPLICAS]:
-        table.add_row(
-            f"{state.replica}",
-            " ".join(part for part in (state.pool, "" if state.up else "down") if part),
-            count(state.running),
-            count(state.waiting),
-            count(state.decoding),
-            count(state.context_tokens),
-            share(state.kv_blocks_used / state.kv_blocks if state.kv_blocks else None),
-            *([share(state.prefix_cache.hit_ratio if state.prefix_cache else None)] if cached else []),
-            count(state.steps),
-            count(state.left),
-        )
-    more = len(replicas.replicas) - _MOST_REPLICAS
-    tiers = [tier_state_table(replicas)] if any(state.kv_tiers for state in replicas.replicas) else []
-    return Group(table, *([f"and {count(more)} more"] if more > 0 else []), *tiers)
-
-
-def tier_state_table(replicas: Replicas) -> RenderableType:
-    """What the tiers below each replica's prefix cache found and moved so far, and hold."""
-    table = FittedTable("replica", "tier", "hits", "read, GB", "written, GB", "blocks", "of", "evicted", left=2, keys=2)
-    for state in replicas.replicas[:_MOST_REPLICAS]:
-        for tier in state.kv_tiers.tiers if state.kv_tiers else ():
-            table.add_row(
-                f"{state.replica}",
-                tier.name,
-                share(tier.hit_ratio),
-                figure(tier.read_bytes / _BYTES_PER_GB),
-                figure(tier.written_bytes / _BYTES_PER_GB),
-                count(tier.kept_blocks),
-                "any number" if tier.capacity_blocks is None else count(tier.capacity_blocks),
-                count(tier.evicted_blocks),
-            )
-    return table
 
 
 def latency_table(latencies: Latencies) -> RenderableType:
@@ -196,7 +155,7 @@ def ledger_table(ledgers: Ledgers) -> RenderableType:
     """What devices have done."""
     units = list(dict.fromkeys(unit for ledger in ledgers.ledgers for unit in ledger.busy_s))
     table = FittedTable("replica", *(f"{named(unit)} busy" for unit in units), "active", "passive", "tokens")
-    for ledger in ledgers.ledgers[:_MOST_REPLICAS]:
+    for ledger in ledgers.ledgers[:MOST_REPLICAS]:
         table.add_row(
             f"{ledger.replica}",
             *(scaled(ledger.busy_s.get(unit), "s") for unit in units),
@@ -204,8 +163,8 @@ def ledger_table(ledgers: Ledgers) -> RenderableType:
             scaled(ledger.passive_joules, "J"),
             count(ledger.output_tokens),
         )
-    more = len(ledgers.ledgers) - _MOST_REPLICAS
-    groups = [(ledger.replica, time) for ledger in ledgers.ledgers[:_MOST_REPLICAS] for time in ledger.groups]
+    more = len(ledgers.ledgers) - MOST_REPLICAS
+    groups = [(ledger.replica, time) for ledger in ledgers.ledgers[:MOST_REPLICAS] for time in ledger.groups]
     parts: list[RenderableType] = [table, *(["", _group_times(groups)] if groups else [])]
     return Group(*parts, *([f"and {count(more)} more"] if more > 0 else []))
 
@@ -224,7 +183,7 @@ def device_table(devices: Devices) -> RenderableType:
     table = FittedTable(
         "replica", "device", "host", "busy", "active", "tokens", "KV", "GB out", "GB in", left=3, keys=2
     )
-    for device in devices.devices[:_MOST_REPLICAS]:
+    for device in devices.devices[:MOST_REPLICAS]:
         table.add_row(
             f"{device.replica}",
             f"{device.device} {device.group.replace('_', ' ')}".rstrip(),
@@ -236,14 +195,14 @@ def device_table(devices: Devices) -> RenderableType:
             figure(sum(traffic.sent_bytes for traffic in device.traffic) / _BYTES_PER_GB),
             figure(sum(traffic.received_bytes for traffic in device.traffic) / _BYTES_PER_GB),
         )
-    more = len(devices.devices) - _MOST_REPLICAS
+    more = len(devices.devices) - MOST_REPLICAS
     return Group(table, f"and {count(more)} more") if more > 0 else table
 
 
 def placement_table(placement: Placement) -> RenderableType:
     """Which devices replicas have."""
     table = FittedTable("replica", "", "device", "devices", "KV tokens", "weights per device", left=3, keys=2)
-    for replica in placement.replicas[:_MOST_REPLICAS]:
+    for replica in placement.replicas[:MOST_REPLICAS]:
         for number, part in enumerate(_parts(replica)):
             table.add_row(
                 f"{replica.replica}",

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pimserve.cluster.client.cache_answers import KvTiersState, PrefixCacheState
+from pimserve.cluster.client.replica_answers import PreemptionsByCause, RouterState, SpecDecodeState
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
 
@@ -85,7 +86,7 @@ class Validated:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """Queue and batch of a replica; `prefix_cache` and `kv_tiers` are None where it has none."""
+    """Queue and batch of a replica; what it has none of is None, as are `preemptions_by_cause` before there are any."""
 
     replica: int
     pool: str
@@ -101,14 +102,17 @@ class Replica:
     left: int
     prefix_cache: PrefixCacheState | None = None
     kv_tiers: KvTiersState | None = None
+    preemptions_by_cause: PreemptionsByCause | None = None
+    spec_decode: SpecDecodeState | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """All replicas at a simulated time."""
+    """All replicas at a simulated time; `router` is None where it has nothing to choose, or has sent nothing yet."""
 
     simulated_s: float
     replicas: tuple[Replica, ...]
+    router: RouterState | None = None
 
 
 @dataclass(frozen=True, slots=True)

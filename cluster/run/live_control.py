@@ -61,7 +61,7 @@ class Snapshot:
     """A run at the end of a window; does not change.
 
     `columns` are those of the request table, in which the run goes on writing: of what they hold, that counts which
-    happened by `now_fs`.
+    happened by `now_fs`. `decisions` are the router's so far, by replica and reason.
     """
 
     now_fs: int
@@ -74,6 +74,7 @@ class Snapshot:
     columns: Mapping[str, NDArray[Any]]
     measured: MeasuredWindow
     numbers: RequestNumbers
+    decisions: Mapping[tuple[int, str], int]
 
 
 class LiveControl:
@@ -289,6 +290,7 @@ class LiveControl:
             columns=dict(view.table.columns),
             measured=view.measured,
             numbers=view.table.numbers,
+            decisions=dict(view.decisions),
         )
         self._changed.notify_all()
 

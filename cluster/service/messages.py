@@ -21,12 +21,14 @@ from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.group_times import group_times
 from pimserve.scheduler.latency_sections import AtPercentile
 from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED
+from pimserve.scheduler.router_figures import reasons_of, routed_to
+from pimserve.scheduler.spec_decode_figures import SpecDecodeFigures
 from pimserve.scheduler.tier_states import TiersState
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
 
 _BYTES_PER_GB = 10**9
-_CONVERTED = {"clock_s", "prefix_cache", "kv_tiers"}
+_CONVERTED = {"clock_s", "prefix_cache", "kv_tiers", "preemptions_by_cause", "spec_decode"}
 _TIER_FIELDS = tuple(field.name for field in sched.KvTierState.DESCRIPTOR.fields)
 _STATE_FIELDS = tuple(field.name for field in sched.Replica.DESCRIPTOR.fields if field.name not in _CONVERTED)
 
@@ -125,11 +127,35 @@ def replicas_of(snapshot: Snapshot) -> sched.GetReplicasResponse:
             clock_s=state.clock_fs / FS_PER_S,
             prefix_cache=None if (cache := state.prefix_cache) is None else sched.PrefixCacheState(**asdict(cache)),
             kv_tiers=None if state.kv_tiers is None else _tiers_of(state.kv_tiers),
+            preemptions_by_cause=sched.PreemptionsByCause(**causes) if (causes := state.preemptions_by_cause) else None,
+            spec_decode=None if state.spec_decode is None else _drafts_of(state.spec_decode),
             **{name: getattr(state, name) for name in _STATE_FIELDS},
         )
         for state in snapshot.replicas
     ]
-    return sched.GetReplicasResponse(simulated_s=snapshot.now_fs / FS_PER_S, replicas=replicas)
+    return sched.GetReplicasResponse(
+        simulated_s=snapshot.now_fs / FS_PER_S, replicas=replicas, router=_router_of(snapshot)
+    )
+
+
+def _router_of(snapshot: Snapshot) -> sched.RouterState | None:
+    """Decisions of the router; None where there was nothing to choose."""
+    entry = [state.replica for state in snapshot.replicas if state.pool == snapshot.replicas[0].pool]
+    routed = routed_to(snapshot.decisions, entry)
+    if not routed:
+        return None
+    reasons = reasons_of(routed)
+    replicas = (
+        sched.RoutedTo(replica=each.replica, requests=each.requests, by_reason_requests=each.by_reason)
+        for each in routed
+    )
+    return sched.RouterState(requests=reasons.total(), by_reason_requests=reasons, replicas=replicas)
+
+
+def _drafts_of(found: SpecDecodeFigures) -> sched.SpecDecodeState:
+    return sched.SpecDecodeState(
+        drafts_requests=found.drafts, draft_tokens=found.draft_tokens, accepted_tokens=found.accepted_tokens
+    )
 
 
 def _tiers_of(state: TiersState) -> sched.KvTiersState:

@@ -1,6 +1,7 @@
 """Where windows end, how replicas are spread over shards, and where a run is interrupted does not change a bit."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from pimserve.scheduler.control import (
     command_of,
 )
 from pimserve.scheduler.fleet import Fleet, RowSink
-from pimserve.scheduler.requests import FINISHED, FOREVER, REJECTED, RequestTable
+from pimserve.scheduler.requests import FINISHED, FOREVER, REJECTED, RequestTable, preemptions_by_cause
 from pimserve.scheduler.shard import Shard
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.summary import digest
@@ -53,8 +54,11 @@ class Windows:
             return FOREVER
         return now_fs + self.lengths[len(self.views) % len(self.lengths)]
 
-    def ended(self, view):
-        pass
+    def ended(self, view: RunView) -> None:
+        """Replicas have told of all preemptions of all requests, whatever became of either."""
+        told = sum((Counter(state.preemptions_by_cause) for state in view.replicas), Counter[str]())
+        by_cause = preemptions_by_cause(view.table.columns)
+        assert told == Counter({cause: int(counted.sum()) for cause, counted in by_cause.items()})
 
     def barrier(self, view: RunView) -> None:
         self.views.append(view)

@@ -75,19 +75,116 @@ class GetReplicasResponse(google.protobuf.message.Message):
 
     SIMULATED_S_FIELD_NUMBER: builtins.int
     REPLICAS_FIELD_NUMBER: builtins.int
+    ROUTER_FIELD_NUMBER: builtins.int
     simulated_s: builtins.float
     """Simulated time of what is said."""
     @property
     def replicas(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Replica]: ...
+    @property
+    def router(self) -> global___RouterState:
+        """Decisions of the router; not set where it has only one replica to send to, or has sent nothing yet."""
+
     def __init__(
         self,
         *,
         simulated_s: builtins.float = ...,
         replicas: collections.abc.Iterable[global___Replica] | None = ...,
+        router: global___RouterState | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["replicas", b"replicas", "simulated_s", b"simulated_s"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_router", b"_router", "router", b"router"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_router", b"_router", "replicas", b"replicas", "router", b"router", "simulated_s", b"simulated_s"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_router", b"_router"]) -> typing.Literal["router"] | None: ...
 
 global___GetReplicasResponse = GetReplicasResponse
+
+@typing.final
+class RouterState(google.protobuf.message.Message):
+    """Decisions of the router so far; who comes again, as a replica failed or left, is sent again."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ByReasonRequestsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    REQUESTS_FIELD_NUMBER: builtins.int
+    BY_REASON_REQUESTS_FIELD_NUMBER: builtins.int
+    REPLICAS_FIELD_NUMBER: builtins.int
+    requests: builtins.int
+    """Requests that it sent."""
+    @property
+    def by_reason_requests(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """These by why they went where they did, as in the summary."""
+
+    @property
+    def replicas(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RoutedTo]:
+        """These by replica."""
+
+    def __init__(
+        self,
+        *,
+        requests: builtins.int = ...,
+        by_reason_requests: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        replicas: collections.abc.Iterable[global___RoutedTo] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["by_reason_requests", b"by_reason_requests", "replicas", b"replicas", "requests", b"requests"]) -> None: ...
+
+global___RouterState = RouterState
+
+@typing.final
+class RoutedTo(google.protobuf.message.Message):
+    """What went to one replica so far."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ByReasonRequestsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    REPLICA_FIELD_NUMBER: builtins.int
+    REQUESTS_FIELD_NUMBER: builtins.int
+    BY_REASON_REQUESTS_FIELD_NUMBER: builtins.int
+    replica: builtins.int
+    requests: builtins.int
+    """Requests sent there."""
+    @property
+    def by_reason_requests(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """These by reason."""
+
+    def __init__(
+        self,
+        *,
+        replica: builtins.int = ...,
+        requests: builtins.int = ...,
+        by_reason_requests: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["by_reason_requests", b"by_reason_requests", "replica", b"replica", "requests", b"requests"]) -> None: ...
+
+global___RoutedTo = RoutedTo
 
 @typing.final
 class Replica(google.protobuf.message.Message):
@@ -107,6 +204,8 @@ class Replica(google.protobuf.message.Message):
     LEFT_FIELD_NUMBER: builtins.int
     PREFIX_CACHE_FIELD_NUMBER: builtins.int
     KV_TIERS_FIELD_NUMBER: builtins.int
+    PREEMPTIONS_BY_CAUSE_FIELD_NUMBER: builtins.int
+    SPEC_DECODE_FIELD_NUMBER: builtins.int
     replica: builtins.int
     pool: builtins.str
     """Empty where there is one pool."""
@@ -131,6 +230,14 @@ class Replica(google.protobuf.message.Message):
     def kv_tiers(self) -> global___KvTiersState:
         """Of the tiers below it; not set without any."""
 
+    @property
+    def preemptions_by_cause(self) -> global___PreemptionsByCause:
+        """Preemptions here, also of requests that have not finished or are elsewhere now; not set without any."""
+
+    @property
+    def spec_decode(self) -> global___SpecDecodeState:
+        """What came of drafts here; not set where none are verified."""
+
     def __init__(
         self,
         *,
@@ -148,15 +255,73 @@ class Replica(google.protobuf.message.Message):
         left: builtins.int = ...,
         prefix_cache: global___PrefixCacheState | None = ...,
         kv_tiers: global___KvTiersState | None = ...,
+        preemptions_by_cause: global___PreemptionsByCause | None = ...,
+        spec_decode: global___SpecDecodeState | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_kv_tiers", b"_kv_tiers", "_prefix_cache", b"_prefix_cache", "kv_tiers", b"kv_tiers", "prefix_cache", b"prefix_cache"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_kv_tiers", b"_kv_tiers", "_prefix_cache", b"_prefix_cache", "clock_s", b"clock_s", "context_tokens", b"context_tokens", "decoding", b"decoding", "kv_blocks", b"kv_blocks", "kv_blocks_used", b"kv_blocks_used", "kv_tiers", b"kv_tiers", "left", b"left", "pool", b"pool", "prefix_cache", b"prefix_cache", "replica", b"replica", "running", b"running", "steps", b"steps", "up", b"up", "waiting", b"waiting"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_kv_tiers", b"_kv_tiers", "_preemptions_by_cause", b"_preemptions_by_cause", "_prefix_cache", b"_prefix_cache", "_spec_decode", b"_spec_decode", "kv_tiers", b"kv_tiers", "preemptions_by_cause", b"preemptions_by_cause", "prefix_cache", b"prefix_cache", "spec_decode", b"spec_decode"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_kv_tiers", b"_kv_tiers", "_preemptions_by_cause", b"_preemptions_by_cause", "_prefix_cache", b"_prefix_cache", "_spec_decode", b"_spec_decode", "clock_s", b"clock_s", "context_tokens", b"context_tokens", "decoding", b"decoding", "kv_blocks", b"kv_blocks", "kv_blocks_used", b"kv_blocks_used", "kv_tiers", b"kv_tiers", "left", b"left", "pool", b"pool", "preemptions_by_cause", b"preemptions_by_cause", "prefix_cache", b"prefix_cache", "replica", b"replica", "running", b"running", "spec_decode", b"spec_decode", "steps", b"steps", "up", b"up", "waiting", b"waiting"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_kv_tiers", b"_kv_tiers"]) -> typing.Literal["kv_tiers"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_preemptions_by_cause", b"_preemptions_by_cause"]) -> typing.Literal["preemptions_by_cause"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_prefix_cache", b"_prefix_cache"]) -> typing.Literal["prefix_cache"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_spec_decode", b"_spec_decode"]) -> typing.Literal["spec_decode"] | None: ...
 
 global___Replica = Replica
+
+@typing.final
+class PreemptionsByCause(google.protobuf.message.Message):
+    """Preemptions on a replica so far, all as its KV cache was full when others grew."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RECOMPUTE_FIELD_NUMBER: builtins.int
+    SWAP_FIELD_NUMBER: builtins.int
+    SWAP_SPACE_FULL_FIELD_NUMBER: builtins.int
+    recompute: builtins.int
+    """To compute all again, by setting, or as the prompt was not computed yet."""
+    swap: builtins.int
+    """By swap to host memory."""
+    swap_space_full: builtins.int
+    """To compute all again, as the swap space was full, too."""
+    def __init__(
+        self,
+        *,
+        recompute: builtins.int = ...,
+        swap: builtins.int = ...,
+        swap_space_full: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["recompute", b"recompute", "swap", b"swap", "swap_space_full", b"swap_space_full"]) -> None: ...
+
+global___PreemptionsByCause = PreemptionsByCause
+
+@typing.final
+class SpecDecodeState(google.protobuf.message.Message):
+    """What came of a replica's drafts of tokens so far."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DRAFTS_REQUESTS_FIELD_NUMBER: builtins.int
+    DRAFT_TOKENS_FIELD_NUMBER: builtins.int
+    ACCEPTED_TOKENS_FIELD_NUMBER: builtins.int
+    drafts_requests: builtins.int
+    """Decoding requests, in all steps together, that had drafts."""
+    draft_tokens: builtins.int
+    """Tokens that were drafted."""
+    accepted_tokens: builtins.int
+    """Of these, those that became part of outputs."""
+    def __init__(
+        self,
+        *,
+        drafts_requests: builtins.int = ...,
+        draft_tokens: builtins.int = ...,
+        accepted_tokens: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepted_tokens", b"accepted_tokens", "draft_tokens", b"draft_tokens", "drafts_requests", b"drafts_requests"]) -> None: ...
+
+global___SpecDecodeState = SpecDecodeState
 
 @typing.final
 class PrefixCacheState(google.protobuf.message.Message):

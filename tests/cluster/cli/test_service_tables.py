@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console, RenderableType
 
+from pimserve.cluster.cli.replica_tables import replica_table
 from pimserve.cluster.cli.service_tables import (
     device_table,
     latency_table,
     ledger_table,
     placement_table,
-    replica_table,
     run_list,
 )
 from pimserve.cluster.client.answers import (
@@ -34,6 +34,7 @@ from pimserve.cluster.client.answers import (
     Run,
 )
 from pimserve.cluster.client.cache_answers import PrefixCacheState
+from pimserve.cluster.client.replica_answers import PreemptionsByCause, RoutedTo, RouterState, SpecDecodeState
 
 GROUPS = ("attention", "hot_experts", "experts")
 PASSED = DeviceTraffic("tokens", 1, 123_456_789_012, 1, 23_456_789_012)
@@ -108,6 +109,30 @@ def test_what_does_not_fit_is_below_with_the_same_keys() -> None:
         "",
         "replica                    steps       left",
         "127      decode down  12,345,678  7,654,321",
+    ]
+
+
+def test_preemptions_drafts_and_the_routers_decisions_are_below_the_replicas() -> None:
+    """Of the causes and reasons that there were, and of the replicas that have any."""
+    told = replace(
+        REPLICA,
+        preemptions_by_cause=PreemptionsByCause(recompute=12, swap=0, swap_space_full=1),
+        spec_decode=SpecDecodeState(drafts_requests=1000, draft_tokens=3000, accepted_tokens=1200),
+    )
+    sent = RouterState(5, {"turn": 1, "load": 4}, (RoutedTo(127, 4, {"load": 4}), RoutedTo(128, 1, {"turn": 1})))
+    lines = drawn(replica_table(Replicas(9.0, (told, replace(REPLICA, replica=128)), sent)))
+    assert lines[lines.index("") :] == [
+        "",
+        "replica  preemptions  recompute  swap space full",
+        "127               13         12                1",
+        "",
+        "replica  draft tokens  accepted  acceptance rate  acceptance length",
+        "127             3,000     1,200           40.0 %               2.20",
+        "",
+        "routed to    requests  load  turn",
+        "all                 5     4     1",
+        "replica 127         4     4     0",
+        "replica 128         1     0     1",
     ]
 
 

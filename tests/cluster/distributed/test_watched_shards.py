@@ -9,6 +9,7 @@ from pimserve.cluster.run.live_control import LiveControl
 from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
+from pimserve.cluster.service.messages import replicas_of
 from tests.cluster.distributed.threads import run_there
 from tests.cluster.metrics.agreement import (
     limits_at_percentiles_are_those_of,
@@ -17,6 +18,7 @@ from tests.cluster.metrics.agreement import (
     tiers_are_those_of,
 )
 from tests.cluster.metrics.watched import CASES
+from tests.cluster.service.replica_sums import replicas_are_those_of
 
 SLO = "slo={itl_max_s: 0.004, ttft_p99_s: 0.02, itl_p99.9_s: 1}"
 
@@ -44,3 +46,19 @@ def test_what_tiers_found_and_hold(tmp_path):
     assert all(tier["written_bytes"] > 0 for tier in summary["kv_tiers"]["tiers"])
     tiers_are_those_of(summary, feed.latest())
     prefix_caches_are_those_of(summary, feed.latest())
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_preemptions_drafts_and_decisions_of_the_router(shards, tmp_path):
+    settings = [
+        *("workload={num_requests: 120, arrival: {rate_per_s: 30}}", "cluster.replicas=2"),
+        "scheduler={kv_blocks: 400, router: least_tokens, report_interval_s: 0.2, "
+        "speculative: {method: ngram, num_speculative_tokens: 3, acceptance: 0.6}}",
+    ]
+    scenario = load_scenario(None, settings)
+    control = LiveControl(RunningLatencies(prepare(scenario).objectives))
+    summary = run_there(scenario, Spread(shards), tmp_path / "r", control)
+    assert summary["requests"]["preemptions"] > 0
+    assert summary["spec_decode"]["accepted_tokens"] > 0
+    assert summary["router"]["requests"] >= 120
+    replicas_are_those_of(summary, replicas_of(control.snapshot))

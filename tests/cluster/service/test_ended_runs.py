@@ -15,6 +15,7 @@ from pimserve.scheduler.latencies import LATENCIES
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
 from tests.cluster.service.harness import prepared, until
+from tests.cluster.service.replica_sums import replicas_are_those_of
 
 RUNS = {
     "whole": ["workload.num_requests=60", "slo={ttft_s: 0.02, tpot_s: 0.0043}"],
@@ -29,6 +30,11 @@ RUNS = {
     "limits": [
         "workload.num_requests=200",
         "slo={itl_max_s: 0.012, ttft_p99_s: 0.02, itl_p50_s: 1, tpot_p90_s: 0.004}",
+    ],
+    "swap": [
+        "workload.num_requests=150",
+        "cluster.replicas=2",
+        "scheduler={kv_blocks: 250, preemption: swap, swap_gb_per_s: 50, swap_space_gb: 0.02}",
     ],
     "cut": ["workload.num_requests=300", "run.max_time_s=6", "slo={ttft_s: 1}"],
 }
@@ -89,10 +95,12 @@ def test_replicas_ledgers_and_placement_are_those_of_the_summary(folders, run):
     assert sum(ledger.output_tokens for ledger in ledgers) == summary.tokens.output_tokens
     assert sum(ledger.steps for ledger in ledgers) == summary.batch.steps
     assert sum(ledger.active_joules for ledger in ledgers) == pytest.approx(summary.energy.active_joules, rel=1e-12)
-    replicas = ask(folders[run], "GetReplicas").replicas
+    told = ask(folders[run], "GetReplicas")
+    replicas = told.replicas
     gone = summary.requests.finished_requests + summary.requests.rejected_requests
     assert sum(replica.left for replica in replicas) == gone
     assert sum(replica.running + replica.waiting for replica in replicas) == summary.requests.unfinished_requests
+    replicas_are_those_of(json.loads((folders[run].results / "summary.json").read_text()), told)
     placement = ask(folders[run], "GetPlacement")
     assert sum(replica.devices for replica in placement.replicas) == summary.devices
 

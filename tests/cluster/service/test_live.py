@@ -14,13 +14,14 @@ from pimserve.cluster.base.figures import share
 from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
 from pimserve.cluster.base.rpc.statuses import details_of
-from pimserve.cluster.cli.service_tables import replica_table
+from pimserve.cluster.cli.replica_tables import replica_table
 from pimserve.cluster.client import answers
 from pimserve.cluster.run.reproduce import read_recorded_run
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.service.data_folder import DataFolder
+from pimserve.cluster.service.ended_runs import answer
 from pimserve.cluster.service.worker import work
 from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2 as sched
@@ -29,9 +30,11 @@ from pimserve.v1 import worker_pb2
 from tests.cluster.cli.test_render import printed
 from tests.cluster.documents import serve
 from tests.cluster.service.harness import prepared, until
+from tests.cluster.service.replica_sums import replicas_are_those_of
 
 ID = {"run_id": "abcd"}
 SMALL = ("workload.num_requests=60",)
+OF_SOME_RUNS = ("prefix_cache", "kv_tiers", "preemptions_by_cause", "spec_decode")
 LONG = ("workload.num_requests=100000", "output.steps=false")
 
 
@@ -80,7 +83,7 @@ def test_replicas_and_placement(worker):
     found = started(each)
     assert [replica.replica for replica in found.replicas] == [0, 1, 2]
     assert all(replica.up and replica.kv_blocks > 0 for replica in found.replicas)
-    assert not any(replica.HasField("prefix_cache") for replica in found.replicas)
+    assert not any(replica.HasField(name) for replica in found.replicas for name in OF_SOME_RUNS)
     placement = each.call("GetPlacement", sched.GetPlacementRequest(**ID))
     assert (placement.model, placement.device) == ("mixtral-8x7b", "duplex")
     assert [replica.first_device for replica in placement.replicas] == [0, 4, 8]
@@ -121,6 +124,36 @@ def test_replicas_tell_what_their_prefix_caches_found(worker):
     assert host.capacity_blocks > disk.evicted_blocks == 0
     assert disk.capacity_blocks is None
     assert "any number" in printed(replica_table(told))
+
+
+def test_preemptions_drafts_and_the_routers_decisions_are_told_on_the_way_and_are_the_summarys(worker):
+    drafts = "speculative: {method: ngram, num_speculative_tokens: 3, acceptance: 0.6}"
+    each = worker(
+        *("workload={num_requests: 300, arrival: {rate_per_s: 30}}", "cluster.replicas=2"),
+        f"scheduler={{kv_blocks: 400, router: least_outstanding, {drafts}}}",
+        speed=20,
+    )
+    assert started(each).router.requests == 1  # who comes at once
+    each.call("Resume", sim.ResumeRequest(**ID))
+    replicas = sched.GetReplicasRequest(**ID)
+    message = until(
+        lambda: (
+            (told := each.call("GetReplicas", replicas)).HasField("router")
+            and any(replica.HasField("preemptions_by_cause") for replica in told.replicas)
+            and told
+        )
+    )
+    told = answers.read(answers.Replicas, message)
+    routed = {each.replica: sum(each.by_reason_requests.values()) for each in told.router.replicas}
+    assert sum(told.router.by_reason_requests.values()) == sum(routed.values()) == told.router.requests > 0
+    assert all(routed[state.replica] >= state.running + state.waiting + state.left for state in told.replicas)
+    assert all(0 < state.spec_decode.acceptance_rate < 1 for state in told.replicas)
+    assert all(heading in printed(replica_table(told)) for heading in ("recompute", "accepted", "routed to"))
+    each.call("ChangeSpeed", sim.ChangeSpeedRequest(**ID, speed=0))
+    assert each.outcome()["state"] == "finished"
+    ended = answer(each.folder, "GetReplicas", replicas)
+    assert ended.router.requests == 300 > told.router.requests
+    replicas_are_those_of(json.loads((each.folder.results / "summary.json").read_text()), ended)
 
 
 def test_lives_of_requests_are_as_of_the_windows_end(worker):
