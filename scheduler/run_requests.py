@@ -114,10 +114,12 @@ def _check_conditional(spec: SchedulerSpec, pools: Sequence[Pool]) -> None:
             raise InputError("cluster.pools.conditional_disagg", f"is not modelled together with {what}")
 
 
-def dealt_out(pools: Sequence[Pool], spec: SchedulerSpec, faults: FaultSpec, *, think: bool) -> bool:
-    """Whether users of a closed loop are dealt out to replicas, which then know nothing of each other."""
-    routed = spec.router != ROUND_ROBIN and sum(pool.replicas for pool in pools) > 1
-    return not (routed or think or len(pools) > 1 or faults.any)
+def dealt_out(replicas: Sequence[int], spec: SchedulerSpec, faults: FaultSpec, *, think: bool) -> bool:
+    """Whether users of a closed loop are dealt out to replicas, so many in each pool, which then know nothing of each
+    other.
+    """
+    routed = spec.router != ROUND_ROBIN and sum(replicas) > 1
+    return not (routed or think or len(replicas) > 1 or faults.any)
 
 
 def check_autoscaling(

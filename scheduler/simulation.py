@@ -211,7 +211,7 @@ def simulate(
     window_fs = measured_window(workload, warmup_s, cooldown_s)
     check_together(spec, classes := queue_classes(workload.classes, slo), pools=link is not None)
     check_shedding(spec, classes, dependent=sent_on_ends(workload))
-    dealt = dealt_out(pools, spec, faults, think=workload.think_ps is not None)
+    dealt = dealt_out([pool.replicas for pool in pools], spec, faults, think=workload.think_ps is not None)
     concurrency = workload.concurrency if dealt else None
     fleet = Fleet(tuple(pools), spec, max_model_len, routing, seed, window_fs, concurrency, link, longest_gaps, classes)
     scalers = make_scalers(autoscaling, pools, workload, slo)

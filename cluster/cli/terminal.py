@@ -45,8 +45,9 @@ def headed_table(*columns: str, left: int = 1, wrap: bool = False) -> rich.Table
 
 
 class FittedTable:
-    """A table of which nothing is cut: where it is wider than the screen, headings break at blanks, and columns that
-    do not fit beside the others follow in a table below. Columns without any cell are left out.
+    """A table of which nothing is cut: where it is wider than the screen, headings break at blanks, columns that do not
+    fit beside the others follow in a table below and, where not even one does, text breaks. Columns without
+    any cell are left out.
 
     Args:
         columns: headings.
@@ -77,6 +78,9 @@ class FittedTable:
     def _drawn(self, indices: Sequence[int], *, broken: bool) -> rich.Table:
         headings = {index: self._broken(index) if broken else self._columns[index] for index in indices}
         table = headed_table(*headings.values(), left=sum(index < self._left for index in indices))
+        for column, index in zip(table.columns, indices, strict=True):
+            if broken and index < self._left:
+                column.no_wrap, column.overflow = False, "fold"
         for row in self.rows:
             table.add_row(*(Text(row[index]) for index in indices))
         return table

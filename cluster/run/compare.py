@@ -16,6 +16,7 @@ from pimserve.cluster.run.run_times import ended_at, newer_runs
 from pimserve.cluster.run.summary_schema import Precision, ServedSummary, Summary
 from pimserve.device_models.catalogue import parse_document
 from pimserve.errors import InputError
+from pimserve.scheduler.config import FCFS
 from pimserve.scheduler.part_sections import ClassFigures
 
 # Runs that differ here did not do the same work, or were not measured alike.
@@ -354,4 +355,4 @@ def precision_text(summary: ServedSummary) -> str:
 
 def policy_text(summary: ServedSummary) -> str:
     """The policy of the queue, where it is another than the default."""
-    return "" if summary.policy in {None, "fcfs"} else f"policy: {summary.policy}"
+    return "" if summary.policy in {None, FCFS} else f"policy: {summary.policy}"

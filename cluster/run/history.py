@@ -151,8 +151,8 @@ class History:
         workload = self.prepared.scenario.workload
         if workload.mode == "closed":
             think = workload.think_time_s is not None
-            pools, spec = self.prepared.pools, self.prepared.scenario.scheduler
-            return MeasuredWindow(start_fs, closed=dealt_out(pools, spec, self.prepared.faults, think=think))
+            replicas, spec = [pool.replicas for pool in self.prepared.pools], self.prepared.scenario.scheduler
+            return MeasuredWindow(start_fs, closed=dealt_out(replicas, spec, self.prepared.faults, think=think))
         if workload.closed_sessions:
             return MeasuredWindow(start_fs)
         # An end at the last arrival leaves it out: that may not hang on how its seconds were rounded.

@@ -126,6 +126,10 @@ class OutputSpec(_Section):
         return tuple(sorted(set(percentiles)))
 
 
+def _or_null(schema: dict[str, Any]) -> None:
+    schema["anyOf"] = [{"$ref": schema.pop("$ref")}, {"type": "null"}]
+
+
 class Scenario(_Section):
     """A model, the cluster that serves it, and the traffic."""
 
@@ -143,7 +147,7 @@ class Scenario(_Section):
     routing: RoutingSpec = RoutingSpec()
     workload: WorkloadSpec = Field(default_factory=lambda: WorkloadSpec.model_validate({}))
     slo: Annotated[SloSpec, BeforeValidator(lambda given: {} if given is None else given)] = Field(
-        SloSpec(), description="limits of latencies; null: none"
+        SloSpec(), description="limits of latencies; null: none", json_schema_extra=_or_null
     )
     run: RunSpec = RunSpec()
     output: OutputSpec = OutputSpec()

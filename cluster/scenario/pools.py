@@ -11,13 +11,15 @@ from pimserve.cluster.scenario.interconnect import ALL_TO_ALL, RING
 from pimserve.cluster.scenario.one_group import place_below, place_group
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.placement_spec import PlacementSpec
-from pimserve.cluster.scenario.two_groups import place_two_groups
+from pimserve.cluster.scenario.two_groups import check_filled, place_two_groups
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
+from pimserve.scheduler.faults import FaultSpec
 from pimserve.scheduler.fleet import DECODE
 from pimserve.scheduler.handover import Link
+from pimserve.scheduler.run_requests import dealt_out
 
 _BYTES_PER_GB = 10**9
 _BETWEEN_NODES = ("node_gb_per_s", "node_latency_us", "dispatch_us")
@@ -52,6 +54,7 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
     alone = scenario.of_pool(name)
     try:
         if alone.cluster.two_groups is not None:
+            check_filled(alone, dealt_out=_dealt_out(scenario))
             pool = place_two_groups(alone, model, routing)
         else:
             pool = place_group(alone, model, routing)
@@ -68,6 +71,13 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
     return replace(
         pool, name=name, first=first, kv_bytes_per_token=token_bytes, replica=replica, conditional=conditional
     )
+
+
+def _dealt_out(scenario: Scenario) -> bool:
+    """Whether users of a closed loop, if there is one, stay with a replica each."""
+    replicas = [scenario.of_pool(name).cluster.replicas for name in scenario.pools]
+    think = scenario.workload.think_time_s is not None
+    return dealt_out(replicas, scenario.scheduler, scenario.faults or FaultSpec(), think=think)
 
 
 def _assumed(scenario: Scenario, name: str) -> Iterator[str]:

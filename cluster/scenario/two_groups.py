@@ -20,7 +20,6 @@ from pimserve.device_models.rebalancing import placed_at
 from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.errors import InputError
 from pimserve.scheduler.mixed_costs import make_costs
-from pimserve.scheduler.router import ROUND_ROBIN
 
 _WHERE = "cluster.placement"
 _AUTO = (1, 2, 3, 4)  # micro-batches that are tried
@@ -39,8 +38,9 @@ def place_two_groups(scenario: Scenario, model: ModelSpec, routing: Routing) -> 
     assert spec is not None
     attention = place_one(scenario, "attention", model, routing)
     experts = place_experts(scenario, model, routing)
-    if spec.micro_batches != "auto":
-        _check_batch(scenario, spec.micro_batches)
+    most = scenario.scheduler.max_num_seqs
+    if spec.micro_batches != "auto" and spec.micro_batches > most:
+        raise _too_many(spec.micro_batches, f"scheduler.max_num_seqs, the {most} requests of the largest batch", most)
     link = link_between(scenario, model, routing, attention, experts)
     if spec.micro_batches != "auto":
         return _joined(spec, link, attention, experts, ((1, spec.micro_batches),))
@@ -53,30 +53,35 @@ def place_two_groups(scenario: Scenario, model: ModelSpec, routing: Routing) -> 
     return replace(pool, replica=replace(pool.replica, facts={**pool.replica.facts, "placement": placement}))
 
 
-def _check_batch(scenario: Scenario, micro_batches: int) -> None:
-    """Refuse more micro-batches than requests that decode at once on a replica: some would always be empty.
+def check_filled(scenario: Scenario, *, dealt_out: bool) -> None:
+    """Refuse more micro-batches than the workload has requests at once on a replica: some would always be empty.
+
+    Args:
+        scenario: with attention and experts on groups of their own.
+        dealt_out: whether users of a closed loop stay with a replica each.
 
     Raises:
         InputError: there are.
     """
-    workload, most, replicas = scenario.workload, scenario.scheduler.max_num_seqs, scenario.cluster.replicas
-    limits = [(most, f"scheduler.max_num_seqs, the {most} requests of the largest batch", "")]
+    spec, workload, replicas = scenario.cluster.two_groups, scenario.workload, scenario.cluster.replicas
+    assert spec is not None
+    if spec.micro_batches == "auto":
+        return
     for key, at_once in (("concurrency", workload.concurrency), ("max_concurrency", workload.max_concurrency)):
         if at_once is None:
             continue
-        stays = key == "concurrency" and workload.think_time_s is None and scenario.faults is None
-        if stays and scenario.scheduler.router_name == ROUND_ROBIN and replicas > 1:  # each client, with one replica
-            share = -(-at_once // replicas)
-            said = f"workload.{key} {at_once} over {replicas} replicas, {share} at once on one"
-            limits.append((share, said, f", or workload.{key} of {micro_batches * replicas} or more"))
-        else:
-            said = f"workload.{key}, {at_once} at once"
-            limits.append((at_once, said, f", or workload.{key} of {micro_batches} or more"))
-    for most, said, remedy in limits:
-        if micro_batches > most:
-            raise InputError(
-                f"{_WHERE}.micro_batches", f"{micro_batches} exceeds {said}: use at most {most}, or auto{remedy}"
-            )
+        over = replicas if key == "concurrency" and dealt_out else 1
+        most = -(-at_once // over)
+        if spec.micro_batches > most:
+            said = f"{at_once} over {over} replicas, {most} at once on one" if over > 1 else f"{at_once} at once"
+            remedy = f", or workload.{key} of {spec.micro_batches * over} or more"
+            raise _too_many(spec.micro_batches, f"workload.{key}, {said}", most, remedy)
+
+
+def _too_many(micro_batches: int, exceeds: str, most: int, remedy: str = "") -> InputError:
+    return InputError(
+        f"{_WHERE}.micro_batches", f"{micro_batches} exceeds {exceeds}: use at most {most}, or auto{remedy}"
+    )
 
 
 def link_between(

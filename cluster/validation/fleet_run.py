@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from pimserve.arrays import FloatArray, IntArray
 from pimserve.cluster.run.run import serve
@@ -43,6 +43,14 @@ class Fleet(Spec):
     warmup: tuple[Stage, ...] = ()
     ladder: tuple[Stage, ...] = ()
 
+    @field_validator("scenario")
+    @classmethod
+    def _has_place_for_stages(cls, scenario: dict[str, Any]) -> dict[str, Any]:
+        workload = scenario.get("workload", {})
+        if not isinstance(workload, dict) or not isinstance(workload.get("arrival", {}), dict):
+            raise ValueError("workload, and its arrival, must be mappings of keys to values")  # noqa: TRY004 pydantic wants ValueError
+        return scenario
+
     def document(self, changes: Mapping[str, Any], ladder: Sequence[tuple[float, float]]) -> dict[str, Any]:
         """The scenario with these changes, of dotted keys, and stages."""
         document: dict[str, Any] = _copied(self.scenario)
@@ -64,7 +72,7 @@ def _copied(document: dict[str, Any]) -> dict[str, Any]:
 def without_own_rate(scenario: Mapping[str, Any]) -> dict[str, Any]:
     """That of a fleet without stages, for which there shall be some: its kind of gaps stays."""
     ends = {"num_requests", "duration_s"}
-    workload = {key: value for key, value in scenario["workload"].items() if key not in ends}
+    workload = {key: value for key, value in scenario.get("workload", {}).items() if key not in ends}
     arrival = {key: value for key, value in workload.get("arrival", {}).items() if key not in _OWN_RATE}
     return {**scenario, "workload": {**workload, "arrival": arrival}}
 
@@ -72,8 +80,11 @@ def without_own_rate(scenario: Mapping[str, Any]) -> dict[str, Any]:
 def _set_stages(document: dict[str, Any], ladder: Sequence[tuple[float, float]]) -> None:
     """Where there is a place for them; who reads the scenario says what is wrong with it."""
     workload = document.setdefault("workload", {})
-    if isinstance(workload, dict) and isinstance(arrival := workload.get("arrival", {}), dict):
-        workload["arrival"] = {**arrival, "stages": _stages(ladder)}
+    if not isinstance(workload, dict):
+        return
+    arrival = workload.get("arrival")
+    if arrival is None or isinstance(arrival, dict):
+        workload["arrival"] = {**(arrival or {}), "stages": _stages(ladder)}
 
 
 def _stages(ladder: Sequence[tuple[float, float]]) -> list[dict[str, float]]:

@@ -169,13 +169,16 @@ def stages_of_fleet(
     if name not in fleets:
         raise unknown_fleet(name, fleets)
     fleet = fleets[name]
-    if stages:
-        for part, does in (
-            ("trace", "replays a trace"),
-            ("sessions", "has sessions, most of whose turns follow others,"),
-        ):
-            if fleet.scenario["workload"].get(part) is not None:
-                raise InputError("--stage", f"this fleet {does} and has no stages")
     scenario = reduce(overridden, changes, without_own_rate(fleet.scenario) if stages else fleet.scenario)
+    where = f"fleet {name!r}"
+    if stages or fleet.ladder:
+        _check_stages(where, scenario.get("workload"))
     own = fleet.model_copy(update={"scenario": scenario})
-    return run_fleet(f"fleet {name!r}", own, {}, stages or fleet.ladder).stages
+    return run_fleet(where, own, {}, stages or fleet.ladder).stages
+
+
+def _check_stages(where: str, workload: object) -> None:
+    """Refuse stages of requests that do not all arrive by themselves."""
+    for part, does in (("trace", "replays a trace"), ("sessions", "has sessions, most of whose turns follow others")):
+        if isinstance(workload, dict) and workload.get(part) is not None:
+            raise InputError(where, f"{does}: it can have no stages")

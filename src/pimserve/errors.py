@@ -110,7 +110,7 @@ def validation_error(where: str, error: ValidationError, schema: type[BaseModel]
     for found in error.errors(include_url=False):
         if found["type"] == "too_short" and len(found["input"]) >= found["ctx"]["min_length"]:
             continue  # entries that are wrong were not counted; what is wrong with them is told
-        keys, parent, here = _walk(schema, found["loc"])
+        keys, parent, here = _walk(schema, found["loc"], unknown=found["type"] == "extra_forbidden")
         message = _message(found, parent, here)
         if found["type"] == "union_tag_invalid":
             keys.append(found["ctx"]["discriminator"].strip("'"))
@@ -171,17 +171,20 @@ def shortened(text: str) -> str:
 
 
 def _walk(
-    schema: type[BaseModel] | None, loc: tuple[int | str, ...]
+    schema: type[BaseModel] | None, loc: tuple[int | str, ...], *, unknown: bool
 ) -> tuple[list[int | str], list[type[BaseModel]], list[type[BaseModel]]]:
     """(keys of the document on the way, models whose key comes last, models that it may hold).
 
-    Where one of several models is chosen by its tag, pydantic has that tag in its path as well.
+    Where one of several models is chosen by its tag, pydantic has that tag in its path as well. `unknown`: the last
+    part is a key that no model has, whatever it looks like.
     """
     keys: list[int | str] = []
     parent: list[type[BaseModel]] = []
     here = [schema] if schema is not None else []
-    for part in loc:
-        if str(part).startswith(_FORMS):  # a union's name for one of its forms, which is no key
+    for place, part in enumerate(loc, 1):
+        if str(part).startswith(_FORMS) and not (
+            unknown and place == len(loc)
+        ):  # a union's name for one of its forms, which is no key
             continue
         if len(here) > 1:
             here = [model for model in here if part in _tags(model)]

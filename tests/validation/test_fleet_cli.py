@@ -60,6 +60,19 @@ def test_stages_take_the_place_of_a_rate_and_number_of_ones_own(tmp_path):
     assert rows[0]["requests"] > 30
 
 
+def test_stages_are_of_arrivals_that_are_null(tmp_path):
+    written(tmp_path)
+    null = ("--set", "workload.arrival=null")
+    rows = json.loads(validate(tmp_path, "--fleet", "small", "--stage", "8:5", "--json", *null).stdout)
+    assert rows[0]["requests"] == pytest.approx(40, abs=20)
+
+
+def test_a_fleet_whose_scenario_has_no_workload_takes_stages(tmp_path):
+    written(tmp_path, scenario={}, warmup=[], ladder=[])
+    rows = json.loads(validate(tmp_path, "--fleet", "small", "--stage", "8:5", "--json").stdout)
+    assert rows[0]["requests"] == pytest.approx(40, abs=20)
+
+
 def test_a_router_with_parameters_and_other_keys(tmp_path):
     written(tmp_path)
     given = ("--fleet", "small", "--stage", "9:5", "--json")
@@ -77,8 +90,9 @@ def test_a_router_with_parameters_and_other_keys(tmp_path):
         (("--fleet", "big"), "fleet 'big': is unknown (known: "),
         (("--fleet", "small", "--stage", "3"), "--stage: '3' is not RATE:SECONDS"),
         (("--fleet", "small", "--stage", "0:4"), "must be above 0"),
-        (("--fleet", "replayed", "--stage", "12:5"), "--stage: this fleet replays a trace and has no stages"),
-        (("--fleet", "talking", "--stage", "12:5"), "--stage: this fleet has sessions, most of whose turns follow"),
+        (("--fleet", "replayed", "--stage", "12:5"), "fleet 'replayed': replays a trace: it can have no stages"),
+        (("--fleet", "talking", "--stage", "12:5"), "fleet 'talking': has sessions, most of whose turns follow"),
+        (("--fleet", "small", "--set", "workload.sessions={turns: 3}"), "fleet 'small': has sessions, most of whose"),
         (("--fleet", "small", "--router", "{name: weighted, hits: 2}"), "scheduler.router.hits: unknown key"),
         (("--fleet", "small", "--set", "cluster.device.x.y=1"), "unknown key"),
         (

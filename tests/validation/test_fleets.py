@@ -213,6 +213,8 @@ def test_figures_of_a_small_fleet(tmp_path: Path) -> None:
         ({"case": {"fleet": "small", "rate": 2, "rat": 2}}, {}, "rat"),
         ({"case": {"fleet": "small", "rate": 2, "set": {"cluster.gpus": 2}}}, {}, "gpus"),
         ({}, {"ladder": [[2, 0]]}, "ladder"),
+        ({}, {"scenario": {"workload": None}}, r"scenario: workload, and its arrival, must be mappings"),
+        ({}, {"scenario": {"workload": {"arrival": "poisson"}}}, r"scenario: workload, and its arrival, must be"),
         ({}, {"warmup": [[0.001, 0.001]]}, "no request arrives in the stage of 0.001"),
         ({"case": {"fleet": "small", "rate": 900}}, {"ladder": [[900, 40]], "warmup": []}, "did not end within"),
     ],

@@ -136,6 +136,14 @@ def test_preemptions_drafts_and_the_routers_decisions_are_below_the_replicas() -
     ]
 
 
+@pytest.mark.parametrize("table", [replicas, ledgers, devices, placement, latencies, runs])
+@pytest.mark.parametrize("width", [30, 40])
+def test_on_a_narrow_screen_text_breaks_and_figures_stay_whole(table: Callable[[], RenderableType], width: int) -> None:
+    lines = drawn(table(), width)
+    assert max(map(len, lines)) <= width
+    assert "…" not in "".join(lines)
+
+
 def test_where_there_is_room_headings_are_whole() -> None:
     wide = drawn(replicas(), 120)
     assert len(wide) == 2

@@ -132,6 +132,7 @@ OVERRIDES: list[tuple[list[str], str]] = [
     (["model.attention.kind=mqa"], "model.attention.kind: must be one of 'gqa', 'mla' (got 'mqa')"),
     (["scheduler.router=fastest"], "scheduler.router: unknown router 'fastest' (known: round_robin, random"),
     (["scheduler.router={name: fastest}"], "scheduler.router: unknown router 'fastest' (known: round_robin, random"),
+    (["scheduler={function-wrap: 1}"], "scheduler.function-wrap: unknown key (known: batching, "),
     (["scheduler.router=[random]"], "scheduler.router: must be a router's name, or a mapping of its name"),
     (["scheduler.router={name: random, x: 1}"], "scheduler.router: random has no parameters: give its name alone"),
     (

@@ -152,6 +152,7 @@ def test_schema_names_every_key_and_its_limits() -> None:
     assert schema["additionalProperties"] is False
     seed = schema["$defs"]["RunSpec"]["properties"]["seed"]
     assert (seed["minimum"], seed["exclusiveMaximum"]) == (0, 2**63)
+    assert schema["properties"]["slo"]["anyOf"] == [{"$ref": "#/$defs/SloSpec"}, {"type": "null"}]
     described = [
         (section, key)
         for section, definition in schema["$defs"].items()

@@ -173,11 +173,11 @@ def test_pools_may_have_groups(tmp_path: Path) -> None:
         ),
         (
             [
-                *("cluster.placement.micro_batches=4", "cluster.replicas=3"),
+                *("cluster.placement.micro_batches=4", "cluster.replicas=3", "faults={}"),  # none, so that users stay
                 "workload={mode: closed, concurrency: 9, num_requests: 40}",
             ],
             "cluster.placement.micro_batches",
-            "4 exceeds workload.concurrency 9 over 3 replicas, 3 at once on one: use at most 3, or "
+            "4 exceeds workload.concurrency, 9 over 3 replicas, 3 at once on one: use at most 3, or "
             "auto, or workload.concurrency of 12 or more",
         ),
         (
@@ -219,6 +219,11 @@ def test_what_does_not_go_is_said_with_its_place(overrides: list[str], where: st
         ["workload={mode: closed, concurrency: 10, num_requests: 40}"],  # four of them on one of the replicas
         ["workload={mode: closed, concurrency: 4, num_requests: 40}", "scheduler.router=least_outstanding"],
         ["workload={mode: closed, concurrency: 4, num_requests: 40, think_time_s: 1}"],
+        [
+            "workload={mode: closed, concurrency: 4, num_requests: 40}",
+            "faults={events: [{at_s: 1, replica: 0, kind: leave}]}",
+        ],
+        ["workload={mode: closed, concurrency: 4, num_requests: 40}", "cluster.pools={prefill: {}, decode: {}}"],
         ["workload.max_concurrency=4"],
     ],
 )
