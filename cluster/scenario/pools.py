@@ -17,7 +17,7 @@ from pimserve.device_models.plan import FS_PER_S
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 from pimserve.scheduler.faults import FaultSpec
-from pimserve.scheduler.fleet import DECODE
+from pimserve.scheduler.fleet import DECODE, PREFILL
 from pimserve.scheduler.handover import Link
 from pimserve.scheduler.run_requests import dealt_out
 
@@ -54,7 +54,8 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
     alone = scenario.of_pool(name)
     try:
         if alone.cluster.two_groups is not None:
-            check_filled(alone, dealt_out=_dealt_out(scenario))
+            if name != PREFILL:  # prompts are cut by tokens, of which there are enough
+                check_filled(alone, dealt_out=_dealt_out(scenario))
             pool = place_two_groups(alone, model, routing)
         else:
             pool = place_group(alone, model, routing)

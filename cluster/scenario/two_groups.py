@@ -54,7 +54,8 @@ def place_two_groups(scenario: Scenario, model: ModelSpec, routing: Routing) -> 
 
 
 def check_filled(scenario: Scenario, *, dealt_out: bool) -> None:
-    """Refuse more micro-batches than the workload has requests at once on a replica: some would always be empty.
+    """Refuse more micro-batches than the workload has requests that decode at once on a replica: some would always be
+    empty then.
 
     Args:
         scenario: with attention and experts on groups of their own.

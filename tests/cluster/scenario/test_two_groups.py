@@ -232,6 +232,19 @@ def test_as_many_micro_batches_as_may_be_filled_are_taken(overrides: list[str]) 
     assert placement(found)["micro_batches"] == 4
 
 
+def test_a_prompt_fills_several_micro_batches() -> None:
+    """It is cut by tokens, so that in a pool for prefill one at a time is enough."""
+    split, whole = (
+        prepared(
+            *("workload={mode: closed, concurrency: 1, num_requests: 3}", f"cluster.placement.micro_batches={parts}"),
+            "cluster.pools={prefill: {}, decode: {placement: {experts: attention}}}",
+        )
+        for parts in (2, 1)
+    )
+    assert placement(split)["micro_batches"] == 2
+    assert serve(split)[0].digest != serve(whole)[0].digest
+
+
 ZIPF = ["routing.popularity=zipf", "routing.zipf_exponent=1"]
 _TYPO = "{preset: h100, tdp: 1}"
 
