@@ -21,7 +21,7 @@ from pimserve.cluster.base.files import write_bytes
 from pimserve.cluster.run.command_log import COMMANDS_FILE, Entry, checksum
 from pimserve.scheduler.requests import DTYPE
 
-VERSION = 35
+VERSION = 36
 STATE_FILE, SPANS_FILE, TARGET_FILE, LOCK_FILE = "checkpoint", "steps.npy", "target.json", "lock"
 RESULTS = "unfinished"
 OURS = frozenset({STATE_FILE, COMMANDS_FILE, SPANS_FILE, TARGET_FILE, LOCK_FILE, RESULTS})
