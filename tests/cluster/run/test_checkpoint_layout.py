@@ -14,7 +14,7 @@ from pimserve.cluster.scenario.prepared import prepare
 from pimserve.scheduler.control import RunView
 from tests.cluster.documents import run
 
-OF_VERSION = 35, "9fdd4c218d42871e"  # where names change: raise VERSION, then note it and their digest here
+OF_VERSION = 36, "a1b48613a158dc61"  # where names change: raise VERSION, then note it and their digest here
 _CLASSES = "{classes: [{name: a}, {name: b}], num_requests: 40, arrival: {rate_per_s: 20}}"
 SCENARIOS = {
     "pools": [
