@@ -199,12 +199,9 @@ def test_energy_per_token_is_active_and_passive():
     assert line_with(report(energy__passive_power="not_known"), "passive").endswith("passive not known")
 
 
-def test_another_policy_of_the_queue_stands_in_the_heading():
+def test_precision_and_another_policy_stand_in_the_heading():
     assert "policy" not in report(policy="fcfs")
     assert line_with(report(policy="sjf"), "policy") == "policy: sjf"
-
-
-def test_precision_stands_in_the_heading():
     assert line_with(report(), "precision") == "precision: weights bf16, routed weights fp8, KV cache bf16"
     dense = {"weights": "5-bit", "routed_weights": None, "kv_cache": "8-bit"}
     assert line_with(report(precision=dense), "precision") == "precision: weights 5-bit, KV cache 8-bit"
@@ -369,9 +366,7 @@ def test_the_heading_says_what_of_the_devices_was_measured():
     timed = {"setting": "measured", "gpu": "h100", "backend": "vllm", "version": "0.24.0"}
 
     def third_line(costs):
-        file = io.StringIO()
-        write(summary_report(summary_of_document(example_summary(costs=costs))), file)
-        return file.getvalue().splitlines()[2]
+        return report(costs=costs).splitlines()[2]
 
     assert third_line({"setting": "ideal"}) == "costs: ideal devices"
     assert third_line({**timed, "measured": "all"}) == "costs: measured on h100 with vllm 0.24.0"

@@ -131,19 +131,17 @@ def test_preemptions_drafts_and_the_routers_decisions_are_told_on_the_way_and_ar
     each = worker(
         *("workload={num_requests: 300, arrival: {rate_per_s: 30}}", "cluster.replicas=2"),
         f"scheduler={{kv_blocks: 400, router: least_outstanding, {drafts}}}",
-        speed=20,
+        speed=4,  # requests arrive for seconds, in which they are asked for
     )
     assert started(each).router.requests == 1  # who comes at once
     each.call("Resume", sim.ResumeRequest(**ID))
     replicas = sched.GetReplicasRequest(**ID)
-    message = until(
-        lambda: (
-            (told := each.call("GetReplicas", replicas)).HasField("router")
-            and any(replica.HasField("preemptions_by_cause") for replica in told.replicas)
-            and told
-        )
-    )
-    told = answers.read(answers.Replicas, message)
+
+    def preempting():
+        told = each.call("GetReplicas", replicas)
+        return any(replica.HasField("preemptions_by_cause") for replica in told.replicas) and told
+
+    told = answers.read(answers.Replicas, until(preempting))
     routed = {each.replica: sum(each.by_reason_requests.values()) for each in told.router.replicas}
     assert sum(told.router.by_reason_requests.values()) == sum(routed.values()) == told.router.requests > 0
     assert all(routed[state.replica] >= state.running + state.waiting + state.left for state in told.replicas)
