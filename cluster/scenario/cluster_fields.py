@@ -41,12 +41,12 @@ class AssumedLink(BaseModel):
     latency_us: Microseconds | None = None
 
     @property
-    def speed_gb_per_s(self) -> float:
+    def resolved_gb_per_s(self) -> float:
         """Bandwidth, given or assumed."""
         return self.usual[0] if self.gb_per_s is None else self.gb_per_s
 
     @property
-    def delay_us(self) -> float:
+    def resolved_latency_us(self) -> float:
         """Latency, given or assumed."""
         return self.usual[1] if self.latency_us is None else self.latency_us
 

@@ -88,8 +88,8 @@ class GroupLink:
             top_k=model.moe.top_k,
             per_pick=spec.copies == "per_pick",
             senders=attention.devices_per_replica,
-            gb_per_s=spec.speed_gb_per_s,
-            latency_us=spec.delay_us,
+            gb_per_s=spec.resolved_gb_per_s,
+            latency_us=spec.resolved_latency_us,
             ends=ends,
         ).at(weights, slots)
         devices = tuple(pool.devices_per_replica for pool in experts.members)
@@ -153,9 +153,9 @@ class GroupLink:
             "copies_of_busiest_device": max(each.busiest[0] for each in self.routed.copies),
             "dispatch_bits": all_bits / sent if len(set(bits)) > 1 else bits[0],
             "combine_bits": self.spec.combine_bits,
-            "gb_per_s": self.spec.speed_gb_per_s,
+            "gb_per_s": self.spec.resolved_gb_per_s,
             "experts_gb_per_s": self.routed.ends[-1].gb_per_s,
-            "latency_us": self.spec.delay_us,
+            "latency_us": self.spec.resolved_latency_us,
         }
 
     def _size(self, direction: Direction) -> float:
@@ -164,9 +164,11 @@ class GroupLink:
 
     def _whole_fs(self, times: int, size: float, copies: float) -> tuple[int, int]:
         """Of so many transfers, which take each row to all devices that share what is not routed: (fixed, of a row)."""
-        sent = size * copies / self.routed.senders / self.spec.speed_gb_per_s
+        sent = size * copies / self.routed.senders / self.spec.resolved_gb_per_s
         received = size * (1 / self.turns) / self.routed.ends[-1].gb_per_s
-        return round(times * self.spec.delay_us * FS_PER_US), round(times * max(sent, received) / 1e9 * FS_PER_S)
+        return round(times * self.spec.resolved_latency_us * FS_PER_US), round(
+            times * max(sent, received) / 1e9 * FS_PER_S
+        )
 
 
 def _term(direction: Direction, runs: Runs, time_fs: tuple[int, int]) -> RowTerm:
@@ -186,7 +188,7 @@ def _end(
         holders=tuple(_holders(pool)),
         slices=on_chips if term.weight_stationary else devices // term.groups,
         vector_bytes=(model.hidden * _dispatch_bits(pool, spec, model) / 8, model.hidden * spec.combine_bits / 8),
-        gb_per_s=gb_per_s or spec.speed_gb_per_s,
+        gb_per_s=gb_per_s or spec.resolved_gb_per_s,
         shared_by=shared_by,
         turns=turns,
         back=1 / on_chips,

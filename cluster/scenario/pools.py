@@ -177,8 +177,8 @@ def link_of(scenario: Scenario, model: ModelSpec, pools: Sequence[PlacedPool]) -
     layer = model.attention.kv_elements * first / 8
     handover = scenario.cluster.pools.handover
     return Link(
-        bytes_per_s=round(handover.speed_gb_per_s * _BYTES_PER_GB),
-        latency_fs=round(handover.delay_us * FS_PER_S / 10**6),
+        bytes_per_s=round(handover.resolved_gb_per_s * _BYTES_PER_GB),
+        latency_fs=round(handover.resolved_latency_us * FS_PER_S / 10**6),
         bytes_per_token=math.ceil(layer * (model.layers - model.windowed_layers) + drafts),
         window_bytes_per_token=math.ceil(layer * model.windowed_layers),
         window_tokens=getattr(model.attention, "window_tokens", None) or 0,
